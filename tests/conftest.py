@@ -1,0 +1,59 @@
+"""Settings of every test: one thread, fixed seeds, and where the reference data lies."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+# Set before torch is imported: `make test` runs one process a core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+# No test may reach for the network behind our backs.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import numpy as np
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    """Every test starts from the same random state, in whatever order and process it runs."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def reference_root() -> Path:
+    """The folder of the reference data ($SEGZOO_REFERENCE, else `shared` beside the checkout), or a skip."""
+    root = Path(os.environ.get("SEGZOO_REFERENCE", REPOSITORY.parent / "shared"))
+    if not root.is_dir():
+        pytest.skip(f"no reference data at {root}; set SEGZOO_REFERENCE to its folder")
+    return root
