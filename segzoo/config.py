@@ -20,6 +20,7 @@ def add_segzoo_config(cfg: CfgNode) -> None:
     _add_test_keys(cfg)
     _add_fcos_keys(cfg)
     _add_backbone_keys(cfg)
+    _add_engine_keys(cfg)
 
 
 def _add_input_keys(cfg: CfgNode) -> None:
@@ -117,6 +118,20 @@ def _add_backbone_keys(cfg: CfgNode) -> None:
     cfg.MODEL.TIMM.FREEZE_BN = True
     # The stem and this many stages less one get no gradient, as in MODEL.BACKBONE.FREEZE_AT.
     cfg.MODEL.TIMM.FREEZE_AT = 0
+
+
+def _add_engine_keys(cfg: CfgNode) -> None:
+    # Classes of the data; 0 = read from the training json. The engine writes the number into every method's NUM_CLASSES.
+    cfg.MODEL.NUM_CLASSES = 0
+    # COCO json and image folder of the sets "train_json" and "val_json" (--train-json ... of train_net.py).
+    cfg.DATASETS.TRAIN_JSON = ""
+    cfg.DATASETS.TRAIN_IMAGES = ""
+    cfg.DATASETS.VAL_JSON = ""
+    cfg.DATASETS.VAL_IMAGES = ""
+    # Periodic checkpoints that are kept; older ones are deleted. The best and the final one always stay.
+    cfg.SOLVER.CHECKPOINT_KEEP = 3
+    # Iterations between two lines of the log, of metrics.json and of TensorBoard.
+    cfg.SOLVER.LOG_PERIOD = 20
 
 
 def get_segzoo_cfg() -> CfgNode:
