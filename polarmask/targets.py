@@ -1,0 +1,96 @@
+"""PolarMask's training targets for a whole batch, on the device.
+
+Shape shorthand: N images, M ground truths, R locations, P positives, K classes, n rays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from detectron2.structures import Instances
+from torch import Tensor
+
+from polarmask.rays import cast_rays
+from segzoo.geometry.components import largest_parts
+from segzoo.modeling.fcos.assign import assign_locations, box_distances
+from segzoo.modeling.fcos.locations import Locations
+
+
+class PolarTargets(NamedTuple):
+    """What a batch's locations have to predict.
+
+    classes: (N * R,) in 0..K, K = background. positives: (P,) index into the N * R locations.
+    rays_px: (P, n) distances to the outline. box_distances_px: (P, 4) l, t, r, b to the ground-truth box.
+    """
+
+    classes: Tensor
+    positives: Tensor
+    rays_px: Tensor
+    box_distances_px: Tensor
+
+
+@torch.no_grad()
+def polar_targets(
+    locations: Locations,
+    gt_instances: Sequence[Instances],
+    *,
+    num_classes: int,
+    num_rays: int,
+    sizes_of_interest: Sequence[float],
+    center_radius: float,
+    parts: str = "largest",
+) -> PolarTargets:
+    """Assignment around the mass centres (section 3.2) and the rays of the positives (section 3.3).
+
+    Args:
+        locations: R cells, the same for every image of the batch.
+        gt_instances: N times gt_boxes, gt_classes and gt_masks (bit masks), on the device.
+        num_classes: K.
+        num_rays: n.
+        sizes_of_interest: upper limits in pixels of all levels but the last.
+        center_radius: half side in strides of the square around a mass centre.
+        parts: "largest" (the paper's, holes filled) or "all" (farthest point of any part).
+    """
+    masks = _stack_masks(gt_instances)
+    largest = largest_parts(masks)
+    classes, owners, distances, start = [], [], [], 0
+    for instances in gt_instances:
+        boxes = instances.gt_boxes.tensor
+        matched = assign_locations(
+            locations,
+            sizes_of_interest,
+            boxes,
+            gt_centers=largest.centers_px[start : start + len(boxes)],
+            center_radius=center_radius,
+        )
+        # One row more stands for the background, so that no image needs a branch.
+        padded_classes = torch.cat((instances.gt_classes, instances.gt_classes.new_tensor([num_classes])))
+        padded_boxes = torch.cat((boxes, boxes.new_zeros(1, 4)))
+        classes.append(padded_classes[matched])
+        distances.append(box_distances(locations.points_px, padded_boxes[matched]))
+        owners.append(matched + start)
+        start += len(boxes)
+    all_classes = torch.cat(classes)
+    positives = (all_classes < num_classes).nonzero().squeeze(1)
+    rays = cast_rays(
+        masks if parts == "all" else largest.masks,
+        locations.points_px[positives % len(locations.points_px)],
+        torch.cat(owners)[positives],
+        num_rays,
+    )
+    return PolarTargets(all_classes, positives, rays, torch.cat(distances)[positives])
+
+
+def _stack_masks(gt_instances: Sequence[Instances]) -> Tensor:
+    """All masks of a batch as one (M, H, W) boolean tensor, padded at the right and the bottom."""
+    height = max(instances.image_size[0] for instances in gt_instances)
+    width = max(instances.image_size[1] for instances in gt_instances)
+    return torch.cat(
+        [
+            F.pad(x.gt_masks.tensor, (0, width - x.image_size[1], 0, height - x.image_size[0]))
+            for x in gt_instances
+        ]
+    )

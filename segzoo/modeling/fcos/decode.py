@@ -1,0 +1,95 @@
+"""From the maps of one image to its detections' locations, classes and scores.
+
+Shape shorthand: R locations, K classes, D candidates or detections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from detectron2.layers import batched_nms
+from torch import Tensor
+
+
+class Candidates(NamedTuple):
+    """Pairs of location and class.
+
+    locations: (D,) index into the R locations. classes: (D,). scores: (D,).
+    """
+
+    locations: Tensor
+    classes: Tensor
+    scores: Tensor
+
+    def select(self, index: Tensor) -> Candidates:
+        """The candidates of an index or boolean tensor."""
+        return Candidates(self.locations[index], self.classes[index], self.scores[index])
+
+
+def select_candidates(
+    cls_scores: Tensor,
+    centerness: Tensor,
+    level_sizes: Sequence[int],
+    *,
+    score_threshold: float,
+    topk: int,
+    centerness_bias: float = 0.0,
+) -> Candidates:
+    """The pairs of location and class of one image that go into NMS.
+
+    Of each level the `topk` locations with the largest max over the classes of class probability x centerness;
+    of these the pairs whose class probability (alone) exceeds the threshold. Their score is
+    class probability x (centerness + bias), so that with a bias of 0.5 scores reach 1.5.
+
+    Args:
+        cls_scores: (R, K) probabilities.
+        centerness: (R,) probabilities.
+        level_sizes: number of locations of each level, R in all.
+        score_threshold, topk, centerness_bias: see above.
+    """
+    ranking = (cls_scores * centerness[:, None]).amax(dim=1)
+    kept, start = [], 0
+    for size in level_sizes:
+        level = ranking[start : start + size]
+        kept.append(level.topk(min(topk, size)).indices + start)
+        start += size
+    locations = torch.cat(kept)
+    row, classes = (cls_scores[locations] > score_threshold).nonzero(as_tuple=True)
+    locations = locations[row]
+    scores = cls_scores[locations, classes] * (centerness[locations] + centerness_bias)
+    return Candidates(locations, classes, scores)
+
+
+def suppress(boxes: Tensor, candidates: Candidates, *, nms_threshold: float, max_detections: int) -> Tensor:
+    """Class-wise NMS; the (D,) indices of the best `max_detections` survivors, best first.
+
+    Args:
+        boxes: (D, 4) xyxy of the candidates.
+        candidates: D candidates.
+        nms_threshold: largest IoU of two survivors of a class.
+        max_detections: over all classes.
+    """
+    keep = batched_nms(boxes, candidates.scores, candidates.classes, nms_threshold)
+    return keep[:max_detections]
+
+
+def distances_to_boxes(points_px: Tensor, distances_px: Tensor) -> Tensor:
+    """(D, 2) points and (D, 4) l, t, r, b -> (D, 4) xyxy boxes."""
+    return torch.cat((points_px - distances_px[:, :2], points_px + distances_px[:, 2:]), dim=1)
+
+
+def clip_boxes(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """xyxy boxes clipped to [0, width] x [0, height]."""
+    height, width = image_size
+    x = boxes[:, 0::2].clamp(0, width)
+    y = boxes[:, 1::2].clamp(0, height)
+    return torch.stack((x[:, 0], y[:, 0], x[:, 1], y[:, 1]), dim=1)
+
+
+def output_scale(input_size: tuple[int, int], output_size: tuple[int, int], device: torch.device) -> Tensor:
+    """(2,) factors of x and y that take network input pixels to pixels of the output image."""
+    return torch.tensor(
+        [output_size[1] / input_size[1], output_size[0] / input_size[0]], dtype=torch.float32, device=device
+    )
