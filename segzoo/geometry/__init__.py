@@ -1,0 +1,1 @@
+"""Boxes, masks, contours, polygons and run lengths: pure functions of tensors."""

@@ -1,0 +1,60 @@
+"""From the mapper's images to a network's input batch.
+
+Shape shorthand:
+    N: images, H, W: size of an image in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.structures import ImageList
+from torch import nn
+
+
+class ImagePreprocessor(nn.Module):
+    """Normalises images and pads them to one batch.
+
+    Args:
+        pixel_mean, pixel_std: one value a channel, in the order of `input_format`.
+        size_divisibility: the batch's height and width become multiples of it; 0 or 1 = no such padding.
+        input_format: order of the channels, "BGR" or "RGB", for those who show the images; the mapper has already
+            put them in this order.
+    """
+
+    pixel_mean: torch.Tensor
+    pixel_std: torch.Tensor
+
+    def __init__(
+        self,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        size_divisibility: int = 0,
+        input_format: str = "BGR",
+    ) -> None:
+        super().__init__()
+        if len(pixel_mean) != len(pixel_std):
+            raise ValueError(f"pixel_mean {pixel_mean} and pixel_std {pixel_std} disagree in length")
+        self.size_divisibility = size_divisibility
+        self.input_format = input_format
+        # Not persistent: they come from the config, and a checkpoint must not bring back another's.
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean, dtype=torch.float32).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std, dtype=torch.float32).view(-1, 1, 1), False)
+
+    def forward(self, batched_inputs: list[dict], device: torch.device | str | None = None) -> ImageList:
+        """Batches the "image" tensors (3, H, W), uint8 or float, of one or several sizes.
+
+        Args:
+            batched_inputs: dicts with "image".
+            device: where the batch is made; None = where the mean lies.
+
+        Returns:
+            ImageList: `.tensor` (N, 3, H', W') float32, zero (the mean colour) in the padding at the right and the
+            bottom; `.image_sizes` the N sizes (H, W) without it.
+        """
+        device = torch.device(device) if device is not None else self.pixel_mean.device
+        mean, std = self.pixel_mean.to(device), self.pixel_std.to(device)
+        # Moved as uint8: a quarter of the bytes.
+        images = [(entry["image"].to(device, non_blocking=True).float() - mean) / std for entry in batched_inputs]
+        return ImageList.from_tensors(images, self.size_divisibility)
