@@ -1,0 +1,112 @@
+"""Parts and holes against OpenCV, mask by mask."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from segzoo.geometry.components import fill_holes, find_runs, label_runs, largest_parts, paint_runs
+
+
+def random_masks(count: int, size: tuple[int, int], density: float, seed: int) -> torch.Tensor:
+    """Noise smoothed a little: many parts, holes, islands in holes, contacts at corners."""
+    rng = np.random.default_rng(seed)
+    noise = rng.random((count, *size)).astype(np.float32)
+    if seed % 2:
+        noise = np.stack([cv2.blur(plane, (3, 3)) for plane in noise])
+    return torch.from_numpy(noise < np.quantile(noise, density))
+
+
+def outer_regions(mask: np.ndarray) -> list[np.ndarray]:
+    """The filled region of every outer contour, by OpenCV."""
+    contours, hierarchy = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    regions = []
+    for contour, links in zip(contours, hierarchy[0] if len(contours) else [], strict=True):
+        if links[3] < 0:
+            filled = np.zeros(mask.shape, np.uint8)
+            cv2.drawContours(filled, [contour], 0, 1, cv2.FILLED)
+            regions.append(filled.astype(bool))
+    return regions
+
+
+@pytest.mark.parametrize("density", [0.2, 0.45, 0.6, 0.8])
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_largest_parts_on_noise_equal_the_largest_filled_outer_contour(density: float, seed: int) -> None:
+    masks = random_masks(12, (23, 31), density, seed)
+    parts = largest_parts(masks)
+    for index, mask in enumerate(masks.numpy()):
+        regions = outer_regions(mask)
+        largest = max(region.sum() for region in regions)
+        assert int(parts.areas[index]) == largest
+        found = parts.masks[index].numpy()
+        assert any(np.array_equal(found, region) for region in regions if region.sum() == largest)
+        y, x = np.nonzero(found)
+        np.testing.assert_allclose(parts.centers_px[index], [x.mean() + 0.5, y.mean() + 0.5], atol=1e-4)
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_label_runs_equal_the_connected_components_of_opencv(diagonal: bool) -> None:
+    masks = random_masks(8, (40, 29), 0.5, seed=5)
+    runs = find_runs(masks)
+    labels = label_runs(runs, tuple(masks.shape), diagonal=diagonal)
+    for index, mask in enumerate(masks.numpy()):
+        count, expected = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8 if diagonal else 4)
+        is_own = runs.mask == index
+        pairs = {
+            (int(label), int(expected[row, x0]))
+            for label, row, x0 in zip(labels[is_own], runs.row[is_own], runs.x0[is_own], strict=True)
+        }
+        assert len(pairs) == count - 1 == len({ours for ours, _ in pairs}) == len({theirs for _, theirs in pairs})
+
+
+def test_label_runs_of_a_spiral_follow_it_to_its_end() -> None:
+    size = 41
+    mask = torch.zeros(1, size, size, dtype=torch.bool)
+    row, column, direction, length = 0, 0, 0, size - 1
+    steps = [(0, 1), (1, 0), (0, -1), (-1, 0)]
+    mask[0, row, column] = True
+    while length > 1:
+        for _ in range(2):
+            for _ in range(length):
+                row, column = row + steps[direction][0], column + steps[direction][1]
+                mask[0, row, column] = True
+            direction = (direction + 1) % 4
+        length -= 2
+    assert len(label_runs(find_runs(mask), (1, size, size), diagonal=False).unique()) == 1
+    assert torch.equal(largest_parts(mask).masks & mask, mask)
+
+
+def test_paint_runs_is_the_inverse_of_find_runs() -> None:
+    masks = random_masks(5, (17, 9), 0.5, seed=0)
+    masks[2] = False
+    masks[3] = True
+    assert torch.equal(paint_runs(find_runs(masks), tuple(masks.shape)), masks)
+
+
+def test_fill_holes_leaves_what_opens_to_the_border_and_fills_the_rest() -> None:
+    mask = torch.zeros(2, 8, 8, dtype=torch.bool)
+    mask[0, 1:7, 1:7] = True
+    mask[0, 3:5, 3:5] = False
+    mask[1, 0:6, 0:6] = True
+    mask[1, 0, 2] = False  # a notch in the first row, open to the outside
+    filled = fill_holes(mask)
+    assert int(filled[0].sum()) == 36
+    assert torch.equal(filled[1], mask[1])
+
+
+def test_largest_parts_of_nothing_are_empty() -> None:
+    empty = largest_parts(torch.zeros(0, 6, 5, dtype=torch.bool))
+    assert empty.masks.shape == (0, 6, 5) and empty.centers_px.shape == (0, 2)
+    blank = torch.zeros(2, 6, 5, dtype=torch.bool)
+    blank[1, 5, 4] = True
+    parts = largest_parts(blank)
+    assert parts.areas.tolist() == [0, 1]
+    assert parts.centers_px.tolist() == [[0.0, 0.0], [4.5, 5.5]]
+
+
+def test_largest_parts_of_equal_parts_takes_the_first() -> None:
+    mask = torch.zeros(1, 4, 9, dtype=torch.bool)
+    mask[0, 1:3, 0:2] = mask[0, 1:3, 6:8] = True
+    assert largest_parts(mask).centers_px.tolist() == [[1.0, 2.0]]
