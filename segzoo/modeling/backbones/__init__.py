@@ -1,0 +1,8 @@
+"""Backbones in Detectron2's BACKBONE_REGISTRY; importing this package registers them."""
+
+from __future__ import annotations
+
+from segzoo.modeling.backbones.resnet_fpn import build_resnet_fpn_p3p7_backbone
+from segzoo.modeling.backbones.timm_fpn import build_timm_fpn_backbone, build_timm_fpn_rcnn_backbone
+
+__all__ = ["build_resnet_fpn_p3p7_backbone", "build_timm_fpn_backbone", "build_timm_fpn_rcnn_backbone"]
