@@ -89,8 +89,5 @@ def _stack_masks(gt_instances: Sequence[Instances]) -> Tensor:
     height = max(instances.image_size[0] for instances in gt_instances)
     width = max(instances.image_size[1] for instances in gt_instances)
     return torch.cat(
-        [
-            F.pad(x.gt_masks.tensor, (0, width - x.image_size[1], 0, height - x.image_size[0]))
-            for x in gt_instances
-        ]
+        [F.pad(x.gt_masks.tensor, (0, width - x.image_size[1], 0, height - x.image_size[0])) for x in gt_instances]
     )

@@ -125,7 +125,7 @@ def largest_parts(masks: Tensor) -> Parts:
     Args:
         masks: (M, H, W) bool.
     """
-    size = tuple(masks.shape)
+    size = (masks.shape[0], masks.shape[1], masks.shape[2])
     filled = fill_holes(masks)
     runs = find_runs(filled)
     labels = label_runs(runs, size, diagonal=True)

@@ -98,7 +98,8 @@ def test_fill_holes_leaves_what_opens_to_the_border_and_fills_the_rest() -> None
 
 def test_largest_parts_of_nothing_are_empty() -> None:
     empty = largest_parts(torch.zeros(0, 6, 5, dtype=torch.bool))
-    assert empty.masks.shape == (0, 6, 5) and empty.centers_px.shape == (0, 2)
+    assert empty.masks.shape == (0, 6, 5)
+    assert empty.centers_px.shape == (0, 2)
     blank = torch.zeros(2, 6, 5, dtype=torch.bool)
     blank[1, 5, 4] = True
     parts = largest_parts(blank)

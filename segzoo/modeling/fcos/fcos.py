@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from segzoo.modeling.fcos.assign import assign_locations, box_distances
 from segzoo.modeling.fcos.decode import clip_boxes, distances_to_boxes, output_scale, select_candidates, suppress
 from segzoo.modeling.fcos.head import FCOSHead, FCOSMaps, exp_size
-from segzoo.modeling.fcos.locations import Locations, compute_locations, flatten_levels
+from segzoo.modeling.fcos.locations import Locations, compute_locations, flatten_levels, map_sizes
 from segzoo.modeling.fcos.losses import box_centerness, centerness_loss, focal_loss, iou_loss
 from segzoo.modeling.normalizer import loss_normalizers
 from segzoo.modeling.postprocess import build_instances
@@ -126,7 +126,7 @@ class FCOS(nn.Module):
         """Losses in training, else one {"instances": Instances} (boxes only) an image, at its original size."""
         images = self.preprocessor(batched_inputs, self.device)
         maps = self.dense_outputs(images.tensor)
-        locations = compute_locations([m.shape[-2:] for m in maps.cls_logits], self.strides, self.device)
+        locations = compute_locations(map_sizes(maps.cls_logits), self.strides, self.device)
         if self.training:
             return self.losses(maps, locations, [x["instances"].to(self.device) for x in batched_inputs])
         return self.inference(maps, locations, images.image_sizes, batched_inputs)
@@ -174,7 +174,7 @@ class FCOS(nn.Module):
         cls_scores = flatten_levels(maps.cls_logits).float().sigmoid()
         centerness = flatten_levels(maps.centerness_logits).float().sigmoid().squeeze(2)
         box_logits = flatten_levels(maps.box_logits)
-        level_sizes = [m.shape[-2] * m.shape[-1] for m in maps.cls_logits]
+        level_sizes = [height * width for height, width in map_sizes(maps.cls_logits)]
         results = []
         for image, (size, inputs) in enumerate(zip(image_sizes, batched_inputs, strict=True)):
             candidates = select_candidates(
@@ -187,9 +187,7 @@ class FCOS(nn.Module):
             points = locations.points_px[candidates.locations]
             boxes = distances_to_boxes(points, exp_size(box_logits[image, candidates.locations]))
             boxes = clip_boxes(boxes, size)
-            keep = suppress(
-                boxes, candidates, nms_threshold=self.nms_threshold, max_detections=self.max_detections
-            )
+            keep = suppress(boxes, candidates, nms_threshold=self.nms_threshold, max_detections=self.max_detections)
             output_size = (inputs.get("height", size[0]), inputs.get("width", size[1]))
             boxes = boxes[keep] * output_scale(size, output_size, boxes.device).repeat(2)
             kept = candidates.select(keep)

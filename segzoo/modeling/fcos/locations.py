@@ -51,6 +51,11 @@ def compute_locations(
     return Locations(torch.cat(points), torch.cat(spacings), torch.cat(levels))
 
 
+def map_sizes(maps_per_level: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """(height, width) of every level's map."""
+    return [(level_map.shape[-2], level_map.shape[-1]) for level_map in maps_per_level]
+
+
 def flatten_levels(maps_per_level: Sequence[Tensor]) -> Tensor:
     """(N, C, Hi, Wi) of every level -> (N, R, C), in the order of `compute_locations`."""
     return torch.cat([level_map.flatten(2).transpose(1, 2) for level_map in maps_per_level], dim=1)

@@ -1,0 +1,154 @@
+"""PolarMask's targets of a batch against an oracle that goes through images, locations and objects one by one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import BitMasks, Boxes, Instances
+
+from polarmask.losses import polar_centerness
+from polarmask.rays import cast_rays
+from polarmask.targets import polar_targets
+from segzoo.geometry.components import largest_parts
+from segzoo.geometry.masks import mask_boxes
+from segzoo.modeling.fcos.locations import Locations, compute_locations
+
+NUM_CLASSES, SIZES, RADIUS = 5, [16, 32, 64], 1.5
+CPU = torch.device("cpu")
+
+
+def make_instances(masks: torch.Tensor, classes: list[int]) -> Instances:
+    instances = Instances(tuple(masks.shape[1:]))
+    instances.gt_boxes = Boxes(mask_boxes(masks))
+    instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+    instances.gt_masks = BitMasks(masks)
+    return instances
+
+
+def ellipse(size: tuple[int, int], center: tuple[float, float], radii: tuple[float, float]) -> torch.Tensor:
+    y, x = np.mgrid[: size[0], : size[1]] + 0.5
+    return torch.from_numpy(((x - center[0]) / radii[0]) ** 2 + ((y - center[1]) / radii[1]) ** 2 < 1)
+
+
+def pyramid(size: tuple[int, int]) -> Locations:
+    strides = [4, 8, 16, 32]
+    return compute_locations([(-(-size[0] // s), -(-size[1] // s)) for s in strides], strides, CPU)
+
+
+def targets_of(locations: Locations, batch: list[Instances], **options):
+    return polar_targets(
+        locations,
+        batch,
+        num_classes=NUM_CLASSES,
+        num_rays=36,
+        sizes_of_interest=SIZES,
+        center_radius=RADIUS,
+        **options,
+    )
+
+
+def owner_of(locations: Locations, index: int, instances: Instances, centers: list[list[float]]) -> int:
+    """The ground truth of one location by the words of SPEC: centre square, inside the box, level, smallest area."""
+    x, y = locations.points_px[index].tolist()
+    limits = [-1, *SIZES, float("inf")]
+    level = int(locations.levels[index])
+    best, best_area = -1, float("inf")
+    for m, (x0, y0, x1, y1) in enumerate(instances.gt_boxes.tensor.tolist()):
+        half = RADIUS * float(locations.strides_px[index])
+        distances = (x - x0, y - y0, x1 - x, y1 - y)
+        if min(distances) <= 0 or abs(x - centers[m][0]) >= half or abs(y - centers[m][1]) >= half:
+            continue
+        if not limits[level] <= max(distances) <= limits[level + 1]:
+            continue
+        area = (x1 - x0) * (y1 - y0)
+        if area < best_area:
+            best, best_area = m, area
+    return best
+
+
+@pytest.fixture
+def batch() -> list[Instances]:
+    size = (96, 128)
+    crowded = torch.stack(
+        [
+            ellipse(size, (40, 40), (30, 22)),
+            ellipse(size, (46, 44), (14, 10)),
+            ellipse(size, (100, 60), (20, 30)),
+            ellipse(size, (100.5, 60), (20, 30)),
+            ellipse(size, (8, 88), (5, 5)),
+        ]
+    )
+    empty = torch.zeros(0, *size, dtype=torch.bool)
+    small_image = torch.stack([ellipse((64, 80), (30, 30), (9, 17))])
+    return [make_instances(crowded, [0, 1, 2, 3, 4]), make_instances(empty, []), make_instances(small_image, [2])]
+
+
+def test_polar_targets_equal_the_oracle_location_by_location(batch: list[Instances]) -> None:
+    locations = pyramid((96, 128))
+    targets = targets_of(locations, batch)
+    num_locations, found = len(locations.points_px), []
+    for image, instances in enumerate(batch):
+        centers = largest_parts(instances.gt_masks.tensor).centers_px.tolist()
+        for index in range(num_locations):
+            owner = owner_of(locations, index, instances, centers)
+            expected = NUM_CLASSES if owner < 0 else int(instances.gt_classes[owner])
+            assert int(targets.classes[image * num_locations + index]) == expected
+            if owner >= 0:
+                found.append((image * num_locations + index, image, index, owner))
+    assert targets.positives.tolist() == [row[0] for row in found]
+    assert len({(image, owner) for _, image, _, owner in found}) >= 5
+    for row, (_, image, index, owner) in enumerate(found):
+        point = locations.points_px[index : index + 1]
+        mask = batch[image].gt_masks.tensor[owner : owner + 1]
+        torch.testing.assert_close(targets.rays_px[row], cast_rays(mask, point, torch.tensor([0]), 36)[0])
+        x, y = point[0].tolist()
+        x0, y0, x1, y1 = batch[image].gt_boxes.tensor[owner].tolist()
+        assert targets.box_distances_px[row].tolist() == pytest.approx([x - x0, y - y0, x1 - x, y1 - y])
+
+
+def test_polar_targets_of_a_batch_without_objects_are_background_only() -> None:
+    empty = make_instances(torch.zeros(0, 96, 128, dtype=torch.bool), [])
+    targets = targets_of(pyramid((96, 128)), [empty, empty])
+    assert (targets.classes == NUM_CLASSES).all()
+    assert targets.rays_px.shape == (0, 36)
+    assert targets.box_distances_px.shape == (0, 4)
+
+
+@pytest.mark.parametrize("height", [1, 12])
+def test_polar_targets_of_one_pixel_wide_masks_are_finite(height: int) -> None:
+    mask = torch.zeros(1, 96, 128, dtype=torch.bool)
+    mask[0, 20 : 20 + height, 14] = True
+    targets = targets_of(compute_locations([(96, 128)], [1], CPU), [make_instances(mask, [1])])
+    assert len(targets.positives) >= 1
+    assert (targets.rays_px > 0).all()
+    assert torch.isfinite(targets.rays_px).all()
+    assert torch.isfinite(polar_centerness(targets.rays_px)).all()
+
+
+def test_polar_targets_in_parts_follow_the_largest_part_or_all() -> None:
+    mask = ellipse((96, 128), (40, 40), (20, 20)) | ellipse((96, 128), (100, 40), (6, 6))
+    locations = compute_locations([(12, 16)], [8], CPU)
+    options = {"num_classes": NUM_CLASSES, "num_rays": 4, "sizes_of_interest": [], "center_radius": RADIUS}
+    reach = {}
+    for parts in ("largest", "all"):
+        targets = polar_targets(locations, [make_instances(mask[None], [0])], parts=parts, **options)
+        points = locations.points_px[targets.positives]
+        reach[parts] = (points[:, 0] + targets.rays_px[:, 1]).amax()
+    assert float(reach["largest"]) == pytest.approx(60, abs=1)
+    assert float(reach["all"]) == pytest.approx(106, abs=1)
+
+
+def test_polar_targets_of_a_ring_look_through_its_hole() -> None:
+    mask = ellipse((96, 128), (60, 48), (30, 30)) & ~ellipse((96, 128), (60, 48), (20, 20))
+    locations = compute_locations([(12, 16)], [8], CPU)
+    targets = polar_targets(
+        locations,
+        [make_instances(mask[None], [3])],
+        num_classes=NUM_CLASSES,
+        num_rays=36,
+        sizes_of_interest=[],
+        center_radius=RADIUS,
+    )
+    from_center = (locations.points_px[targets.positives] - torch.tensor([60.0, 48.0])).norm(dim=1)
+    assert (targets.rays_px.amin(dim=1) >= 30 - from_center - 1).all()
