@@ -121,7 +121,7 @@ def _add_backbone_keys(cfg: CfgNode) -> None:
 
 
 def _add_engine_keys(cfg: CfgNode) -> None:
-    # Classes of the data; 0 = read from the training json. The engine writes the number into every method's NUM_CLASSES.
+    # Classes of the data; 0 = as the training set has. The engine writes it into every key named NUM_CLASSES.
     cfg.MODEL.NUM_CLASSES = 0
     # COCO json and image folder of the sets "train_json" and "val_json" (--train-json ... of train_net.py).
     cfg.DATASETS.TRAIN_JSON = ""
@@ -151,7 +151,7 @@ def merge_config(cfg: CfgNode, config_file: str = "", opts: Sequence[str] = ()) 
         if not os.path.isfile(config_file):
             raise ConfigError(f"config file {config_file!r} does not exist", "see configs/ for the shipped ones")
         try:
-            loaded = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
+            loaded = CfgNode(CfgNode.load_yaml_with_base(config_file, allow_unsafe=False))
         except (yaml.YAMLError, OSError) as error:
             raise ConfigError(f"{config_file}: cannot be read as yaml: {error}") from error
         _check_keys(loaded, cfg, config_file)
