@@ -1,0 +1,159 @@
+"""The annotations that predictions are measured against: the json file itself, made safe for the COCO engines."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+from pycocotools import mask as coco_mask
+
+from segzoo.data.annotation_checks import check_segmentation
+from segzoo.data.tally import Tally
+from segzoo.errors import DatasetError
+from segzoo.geometry.polygons import segmentation_to_rle
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class GroundTruth:
+    """What is measured against.
+
+    Attributes:
+        images: {id: {"id", "height", "width"}}, ids as whole numbers.
+        categories: {id: name}, ids as whole numbers, in the json's order.
+        annotations: dicts of id, image_id, category_id, bbox (xywh px), area (px), iscrowd and, when the json has
+            masks, segmentation (compressed RLE).
+        has_masks: whether the json has segmentations.
+        image_ids, category_ids: {whole number: the json's own spelling}, for result files.
+    """
+
+    images: dict[int, dict] = field(default_factory=dict)
+    categories: dict[int, str] = field(default_factory=dict)
+    annotations: list[dict] = field(default_factory=list)
+    has_masks: bool = False
+    image_ids: dict[int, Any] = field(default_factory=dict)
+    category_ids: dict[int, Any] = field(default_factory=dict)
+
+
+def whole_number(identifier: Any) -> int:
+    """An id as int when that loses nothing ("7", 7.0). Raises DatasetError otherwise."""
+    try:
+        number = int(identifier)
+        is_lossless = not isinstance(identifier, bool) and float(identifier) == number
+    except (TypeError, ValueError, OverflowError):
+        is_lossless = False
+    if not is_lossless:
+        raise DatasetError(f"id {identifier!r} is not a whole number", "number images and categories from 1")
+    return number
+
+
+def load_ground_truth(json_file: str) -> GroundTruth:
+    """Reads a COCO json for evaluation.
+
+    A valid file is taken as it is, so that AP is that of pycocotools on the file. What would stop or silently mislead
+    the engines is repaired and counted in one warning: a missing iscrowd is 0, a missing area or bbox is the mask's,
+    annotations are numbered from 1 (an id of 0 means "unmatched" to the engines); annotations of absent images,
+    unknown categories or without a usable mask are dropped.
+
+    Raises:
+        DatasetError: the file is missing or not json, or an image or category cannot be read.
+    """
+    raw = _read_json(json_file)
+    truth = GroundTruth()
+    try:
+        for image in raw["images"]:
+            number = whole_number(image["id"])
+            size = {"height": int(image["height"]), "width": int(image["width"])}
+            truth.images[number] = {"id": number, **size}
+            truth.image_ids[number] = image["id"]
+        for category in raw["categories"]:
+            number = whole_number(category["id"])
+            truth.categories[number] = str(category.get("name", number))
+            truth.category_ids[number] = category["id"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DatasetError(f"{json_file}: images or categories cannot be read: {error!r}", _REMEDY) from error
+    except DatasetError as error:
+        raise DatasetError(f"{json_file}: {error.message}", error.remedy) from error
+    entries = raw.get("annotations") or []
+    truth.has_masks = any(isinstance(entry, dict) and entry.get("segmentation") for entry in entries)
+    tally = Tally()
+    for entry in entries:
+        try:
+            annotation = _usable_annotation(entry, truth, tally)
+        except DatasetError as error:
+            tally.add(error.message, entry.get("id") if isinstance(entry, dict) else entry)
+        else:
+            truth.annotations.append({**annotation, "id": len(truth.annotations) + 1})
+    if tally:
+        lines = "\n".join(f"  {count:>6} {reason} (annotation ids {ids})" for reason, count, ids in tally.rows())
+        logger.warning("%s: ground truth repaired or dropped for evaluation:\n%s", json_file, lines)
+    return truth
+
+
+_REMEDY = "the audit (any run of train_net.py) says more about this file"
+
+
+def _read_json(json_file: str) -> dict:
+    try:
+        with open(json_file, encoding="utf-8") as handle:
+            raw = json.load(handle)
+    except OSError as error:
+        raise DatasetError(f"{json_file}: cannot be read: {error.strerror}", "check the path") from error
+    except ValueError as error:
+        raise DatasetError(f"{json_file}: is not json: {error}", _REMEDY) from error
+    if not isinstance(raw, dict):
+        raise DatasetError(f"{json_file}: holds a {type(raw).__name__}, not an object with images", _REMEDY)
+    return raw
+
+
+def _usable_annotation(entry: Any, truth: GroundTruth, tally: Tally) -> dict:
+    """The repaired annotation. Raises DatasetError with the reason when it has to be dropped."""
+    if not isinstance(entry, dict):
+        raise DatasetError("is not an object, dropped")
+    identifier = entry.get("id")
+    image_id, category_id = whole_number(entry.get("image_id")), whole_number(entry.get("category_id"))
+    if image_id not in truth.images:
+        raise DatasetError("of an image that the file does not list, dropped")
+    if category_id not in truth.categories:
+        raise DatasetError("of a category that the file does not list, dropped")
+    if "iscrowd" not in entry:
+        tally.add("iscrowd missing, taken as 0", identifier)
+    annotation: dict[str, Any] = {"image_id": image_id, "category_id": category_id}
+    annotation["iscrowd"] = int(bool(entry.get("iscrowd", 0)))
+    if truth.has_masks:
+        size = truth.images[image_id]
+        annotation["segmentation"] = _usable_rle(entry.get("segmentation"), size["height"], size["width"])
+    bbox = _numbers(entry.get("bbox"), 4)
+    if bbox is None:
+        if not truth.has_masks:
+            raise DatasetError("without a usable bbox, dropped")
+        tally.add("bbox missing or not four numbers, taken from the mask", identifier)
+        bbox = coco_mask.toBbox(annotation["segmentation"]).tolist()
+    area = _numbers([entry.get("area")], 1)
+    if area is None:
+        tally.add("area missing, taken from the mask or box", identifier)
+        area = [float(coco_mask.area(annotation["segmentation"]))] if truth.has_masks else [bbox[2] * bbox[3]]
+    return {**annotation, "bbox": bbox, "area": area[0]}
+
+
+def _usable_rle(segmentation: Any, height: int, width: int) -> dict:
+    try:
+        return segmentation_to_rle(segmentation, height, width)
+    except DatasetError:
+        # Some parts may be sound; training keeps those as well.
+        usable, _, _ = check_segmentation(segmentation, height, width)
+        if usable is None:
+            raise DatasetError("without a usable mask, dropped") from None
+        return segmentation_to_rle(usable, height, width)
+
+
+def _numbers(values: Any, count: int) -> list[float] | None:
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError):
+        return None
+    # A NaN differs from itself.
+    return numbers if len(numbers) == count and all(number == number for number in numbers) else None
