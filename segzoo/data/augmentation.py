@@ -1,0 +1,193 @@
+"""Augmentations: each draws its parameters from the sample's own generator and returns a transform.
+
+They never touch a global random state, so that a sample depends on nothing but its place in the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from detectron2.config import CfgNode
+from fvcore.transforms.transform import NoOpTransform, Transform
+
+from segzoo.data.transforms import ColorTransform, FlipTransform, ResizeTransform
+from segzoo.errors import ConfigError
+
+
+class Augmentation(Protocol):
+    """What the mapper asks of an augmentation."""
+
+    def get_transform(self, image: np.ndarray, rng: np.random.Generator) -> Transform:
+        """The transform of `image` (H, W, 3) uint8, its parameters drawn from `rng`."""
+
+
+class ResizeShortestEdge:
+    """Resizes to a shortest edge, keeping the ratio, unless the longest edge then exceeds `max_size` px.
+
+    Args:
+        sizes: lengths to choose from, or (low, high), inclusive, if `sampling` is "range"; px. 0 = no resize.
+        max_size: px; 0 = no limit.
+        sampling: "choice" or "range".
+    """
+
+    def __init__(self, sizes: Sequence[int], max_size: int, sampling: str = "choice") -> None:
+        if sampling not in ("choice", "range"):
+            raise ConfigError(f"INPUT.MIN_SIZE_TRAIN_SAMPLING is {sampling!r}", "use 'choice' or 'range'")
+        if not sizes or (sampling == "range" and (len(sizes) != 2 or sizes[0] > sizes[1])):
+            raise ConfigError(
+                f"INPUT.MIN_SIZE_TRAIN is {tuple(sizes)} with sampling {sampling!r}", "range: (low, high)"
+            )
+        if min(sizes) < 0 or max_size < 0:
+            raise ConfigError(f"INPUT.MIN_SIZE {tuple(sizes)}, MAX_SIZE {max_size} must not be negative")
+        self.sizes, self.max_size, self.sampling = tuple(sizes), max_size, sampling
+
+    def get_transform(self, image: np.ndarray, rng: np.random.Generator) -> Transform:
+        """A resize to a drawn shortest edge."""
+        if self.sampling == "range":
+            shortest_edge = int(rng.integers(self.sizes[0], self.sizes[1] + 1))
+        else:
+            shortest_edge = self.sizes[int(rng.integers(len(self.sizes)))]
+        height, width = image.shape[:2]
+        return ResizeTransform(height, width, *shortest_edge_size(height, width, shortest_edge, self.max_size))
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) after the resize, for a single configured size."""
+        return shortest_edge_size(height, width, self.sizes[0], self.max_size)
+
+
+class ResizeFixed:
+    """Resizes to (height, width) px; the ratio is not kept."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.size = _checked_size(size)
+
+    def get_transform(self, image: np.ndarray, rng: np.random.Generator) -> Transform:
+        """The resize; nothing is drawn."""
+        return ResizeTransform(*_size_of(image), *self.size)
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """The fixed (height, width)."""
+        return self.size
+
+
+class ResizeInside:
+    """Resizes to the largest size that fits into (height, width) px with the ratio kept: a letterbox.
+
+    The padding at the right and the bottom is added when images are batched (the mapper hands on "pad_to"), so that
+    results map back to the original image by the content's size alone.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.size = _checked_size(size)
+
+    def get_transform(self, image: np.ndarray, rng: np.random.Generator) -> Transform:
+        """The resize; nothing is drawn."""
+        return ResizeTransform(*_size_of(image), *self.output_size(*_size_of(image)))
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of the content, without the padding."""
+        scale = min(self.size[0] / height, self.size[1] / width)
+        return _scaled_size(height, width, scale)
+
+
+class RandomFlip:
+    """Mirrors with probability one half."""
+
+    def __init__(self, is_horizontal: bool = True) -> None:
+        self.is_horizontal = is_horizontal
+
+    def get_transform(self, image: np.ndarray, rng: np.random.Generator) -> Transform:
+        """A flip, or nothing."""
+        if rng.random() < 0.5:
+            return FlipTransform(*_size_of(image), self.is_horizontal)
+        return NoOpTransform()
+
+
+class ColorJitter:
+    """Random brightness, contrast, saturation (factors 1 +- s), hue (+- turns), in random order; 0 leaves one out."""
+
+    def __init__(
+        self, brightness: float, contrast: float, saturation: float, hue: float, image_format: str = "BGR"
+    ) -> None:
+        strengths = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
+        for name, strength in strengths.items():
+            limit = 0.5 if name == "hue" else 1.0
+            if not 0.0 <= strength <= limit:
+                raise ConfigError(f"INPUT.COLOR_JITTER.{name.upper()} is {strength}", f"use 0 to {limit}")
+        self.strengths = {name: strength for name, strength in strengths.items() if strength > 0}
+        self.image_format = image_format
+
+    def get_transform(self, image: np.ndarray, rng: np.random.Generator) -> Transform:
+        """Draws every amount and their order."""
+        steps = []
+        for name, strength in self.strengths.items():
+            neutral = 0.0 if name == "hue" else 1.0
+            steps.append((name, neutral + float(rng.uniform(-strength, strength))))
+        return ColorTransform([steps[k] for k in rng.permutation(len(steps))], self.image_format)
+
+
+def shortest_edge_size(height: int, width: int, shortest_edge: int, max_size: int) -> tuple[int, int]:
+    """Detectron2's rule for the new (height, width), px; never below 1. A `shortest_edge` of 0 changes nothing."""
+    if shortest_edge == 0:
+        return height, width
+    scale = shortest_edge / min(height, width)
+    if max_size and max(height, width) * scale > max_size:
+        scale = max_size / max(height, width)
+    return _scaled_size(height, width, scale)
+
+
+def build_resize(cfg: CfgNode, is_train: bool) -> ResizeShortestEdge | ResizeFixed | ResizeInside:
+    """The resize of cfg.INPUT.RESIZE.
+
+    Raises:
+        ConfigError: an unknown mode or impossible sizes.
+    """
+    mode = cfg.INPUT.RESIZE
+    if mode == "fixed":
+        return ResizeFixed(tuple(cfg.INPUT.FIXED_SIZE))
+    if mode == "letterbox":
+        return ResizeInside(tuple(cfg.INPUT.FIXED_SIZE))
+    if mode != "shortest_edge":
+        raise ConfigError(f"INPUT.RESIZE is {mode!r}", "use 'shortest_edge', 'fixed' or 'letterbox'")
+    if is_train:
+        sizes = cfg.INPUT.MIN_SIZE_TRAIN
+        sizes = (sizes,) if isinstance(sizes, int) else sizes
+        return ResizeShortestEdge(sizes, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
+    return ResizeShortestEdge((cfg.INPUT.MIN_SIZE_TEST,), cfg.INPUT.MAX_SIZE_TEST)
+
+
+def build_augmentations(cfg: CfgNode, is_train: bool) -> list[Augmentation]:
+    """The augmentations of the config in their order: resize, then in training flip and colour jitter.
+
+    Raises:
+        ConfigError: names the INPUT key and its value.
+    """
+    augmentations: list[Augmentation] = [build_resize(cfg, is_train)]
+    if not is_train:
+        return augmentations
+    flip = cfg.INPUT.RANDOM_FLIP
+    if flip not in ("none", "horizontal", "vertical"):
+        raise ConfigError(f"INPUT.RANDOM_FLIP is {flip!r}", "use 'none', 'horizontal' or 'vertical'")
+    if flip != "none":
+        augmentations.append(RandomFlip(flip == "horizontal"))
+    jitter = cfg.INPUT.COLOR_JITTER
+    color = ColorJitter(jitter.BRIGHTNESS, jitter.CONTRAST, jitter.SATURATION, jitter.HUE, cfg.INPUT.FORMAT)
+    if color.strengths:
+        augmentations.append(color)
+    return augmentations
+
+
+def _size_of(image: np.ndarray) -> tuple[int, int]:
+    return image.shape[0], image.shape[1]
+
+
+def _scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
+    return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
+
+
+def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
+    if len(size) != 2 or min(size) < 1:
+        raise ConfigError(f"INPUT.FIXED_SIZE is {tuple(size)}", "use (height, width) in pixels")
+    return int(size[0]), int(size[1])

@@ -1,0 +1,131 @@
+"""Deterministic transforms of an image and of what is drawn on it, on fvcore's Transform interface.
+
+Coordinates are continuous: pixel (row r, column c) covers [c, c + 1) x [r, r + 1), so that a resize multiplies them by
+new / old on each axis, and nothing is added or subtracted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from fvcore.transforms.transform import Transform
+from PIL import Image
+
+_GREY_WEIGHTS_RGB = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+
+class ResizeTransform(Transform):
+    """Resizes from (height, width) to (new_height, new_width), all in pixels.
+
+    The image is resampled bilinearly, averaging when it shrinks (as Pillow and Detectron2 do); a mask takes the pixel
+    that holds the centre of each new pixel, floor((i + .5) * old / new), which is exact in integers.
+    """
+
+    def __init__(self, height: int, width: int, new_height: int, new_width: int) -> None:
+        super().__init__()
+        self.height, self.width = height, width
+        self.new_height, self.new_width = new_height, new_width
+
+    def apply_image(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 to the new size."""
+        if (self.height, self.width) == (self.new_height, self.new_width):
+            return image
+        pixels = Image.fromarray(np.ascontiguousarray(image))
+        return np.asarray(pixels.resize((self.new_width, self.new_height), Image.Resampling.BILINEAR))
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """(n, 2) points (x, y) px, scaled by the sizes' true ratios (not by the ratio that was asked for)."""
+        return np.asarray(coords) * np.array([self.new_width / self.width, self.new_height / self.height])
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """(..., H, W) mask or label map to the new size. cv2.INTER_NEAREST would take the pixel's corner instead."""
+        rows = nearest_sources(self.height, self.new_height)
+        columns = nearest_sources(self.width, self.new_width)
+        return segmentation[..., rows[:, None], columns[None, :]]
+
+    def inverse(self) -> ResizeTransform:
+        """Back to the old size."""
+        return ResizeTransform(self.new_height, self.new_width, self.height, self.width)
+
+
+def nearest_sources(size: int, new_size: int) -> np.ndarray:
+    """(new_size,) index of the old pixel that holds the centre of each new pixel: floor((i + .5) * size / new_size)."""
+    return (2 * np.arange(new_size) + 1) * size // (2 * new_size)
+
+
+class FlipTransform(Transform):
+    """Mirrors an image of (height, width) pixels: x -> width - x, or y -> height - y."""
+
+    def __init__(self, height: int, width: int, is_horizontal: bool = True) -> None:
+        super().__init__()
+        self.height, self.width, self.is_horizontal = height, width, is_horizontal
+
+    def apply_image(self, image: np.ndarray) -> np.ndarray:
+        """(H, W) or (H, W, C), mirrored (a view)."""
+        return image[:, ::-1] if self.is_horizontal else image[::-1]
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """(n, 2) points (x, y) px, mirrored."""
+        mirrored = np.array(coords, dtype=np.float64)
+        axis, size = (0, self.width) if self.is_horizontal else (1, self.height)
+        mirrored[:, axis] = size - mirrored[:, axis]
+        return mirrored
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """(..., H, W), mirrored (a view)."""
+        return segmentation[..., ::-1] if self.is_horizontal else segmentation[..., ::-1, :]
+
+    def inverse(self) -> FlipTransform:
+        """Its own inverse."""
+        return self
+
+
+class ColorTransform(Transform):
+    """Brightness, contrast, saturation and hue, applied one after another; geometry stays.
+
+    Args:
+        steps: (name, amount) in the order of application. "brightness", "contrast" and "saturation" take a factor
+            (1 = unchanged), "hue" takes turns of the colour circle (0 = unchanged).
+        image_format: "BGR" or "RGB", the order of the image's channels.
+    """
+
+    def __init__(self, steps: Sequence[tuple[str, float]], image_format: str) -> None:
+        super().__init__()
+        self.steps, self.image_format = list(steps), image_format
+
+    def apply_image(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8."""
+        weights = _GREY_WEIGHTS_RGB[::-1] if self.image_format == "BGR" else _GREY_WEIGHTS_RGB
+        pixels: np.ndarray = image.astype(np.float32)
+        for name, amount in self.steps:
+            if name == "hue":
+                pixels = self._rotate_hue(pixels, amount)
+            elif name == "brightness":
+                pixels = pixels * np.float32(amount)
+            else:
+                grey = pixels @ weights
+                grey = grey[..., None] if name == "saturation" else grey.mean()
+                pixels = grey + np.float32(amount) * (pixels - grey)
+            pixels = np.clip(pixels, 0, 255)
+        return np.rint(pixels).astype(np.uint8)
+
+    def _rotate_hue(self, pixels: np.ndarray, turns: float) -> np.ndarray:
+        is_bgr = self.image_format == "BGR"
+        hsv = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_BGR2HSV if is_bgr else cv2.COLOR_RGB2HSV)
+        # OpenCV gives the hue of float images in degrees.
+        hsv[..., 0] = (hsv[..., 0] + 360.0 * turns) % 360.0
+        return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR if is_bgr else cv2.COLOR_HSV2RGB)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Unchanged."""
+        return coords
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Unchanged."""
+        return segmentation
+
+    def inverse(self) -> Transform:
+        """The identity: colours that were clipped are gone, and the geometry never changed."""
+        return ColorTransform([], self.image_format)
