@@ -1,0 +1,1 @@
+"""Training: the trainer and its hooks, checkpoints, launching of one or many processes, the command line."""

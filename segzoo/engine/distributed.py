@@ -1,0 +1,29 @@
+"""Small helpers over Detectron2's comm module: agreement between ranks, and work that only one of them does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from detectron2.utils import comm
+
+from segzoo.errors import SegZooError
+
+Result = TypeVar("Result")
+
+
+def on_main_process(action: Callable[[], Result]) -> Result:
+    """Runs `action` on rank 0 alone and gives its result, or its SegZooError, to every rank.
+
+    All ranks must call it; the result must be picklable. Any other exception ends rank 0 as usual.
+    """
+    outcome: tuple[Any, SegZooError | None] = (None, None)
+    if comm.is_main_process():
+        try:
+            outcome = (action(), None)
+        except SegZooError as error:
+            outcome = (None, error)
+    result, failure = comm.all_gather(outcome)[0]
+    if failure is not None:
+        raise failure
+    return result

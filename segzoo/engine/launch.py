@@ -1,0 +1,215 @@
+"""Starting the processes of a run: one, several by spawn, or one of torchrun's."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import wait
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.utils import comm
+
+from segzoo.errors import ConfigError, SegZooError
+
+Main = Callable[[argparse.Namespace], None]
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+# When one rank has failed, the others get this long to fail by themselves with their own message.
+GRACE_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the processes of a spawned run are."""
+
+    num_local: int
+    num_machines: int
+    machine_rank: int
+    dist_url: str
+    uses_cuda: bool
+    error_folder: str
+
+
+def launch(main: Main, args: argparse.Namespace, device: str = "cpu") -> int:
+    """Runs `main(args)` in every process of the run and returns the exit code for this one.
+
+    Under torchrun (RANK and WORLD_SIZE are set) this process is one rank. Else `--num-gpus` (CUDA) or
+    `--num-processes` (CPU) processes are spawned, or none when that is one. NCCL connects GPUs, gloo CPUs. A
+    SegZooError in any rank is printed once, without a traceback, and gives its exit code.
+
+    Args:
+        main: a function at the top level of a module (spawned processes import it).
+        args: the parsed command line; num_gpus, num_processes, num_machines, machine_rank, dist_url are read.
+        device: "cuda" or "cpu", or "cuda:1" for a single process on that GPU.
+    """
+    uses_cuda = device.startswith("cuda")
+    try:
+        if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+            return _run_torchrun_rank(main, args, uses_cuda)
+        num_local = _num_local_processes(args, uses_cuda)
+        if num_local * args.num_machines == 1:
+            return _run_guarded(main, args)
+        return _spawn(main, args, num_local, uses_cuda)
+    except SegZooError as error:
+        print_error(error)
+        return error.exit_code
+
+
+def print_error(error: SegZooError, prefix: str = "") -> None:
+    """An error for a user: no traceback, its remedy on a line of its own."""
+    print(f"{prefix}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+
+def _num_local_processes(args: argparse.Namespace, uses_cuda: bool) -> int:
+    if args.num_gpus < 0 or args.num_processes < 1 or args.num_machines < 1:
+        raise ConfigError("--num-gpus must be at least 0, --num-processes and --num-machines at least 1")
+    if not 0 <= args.machine_rank < args.num_machines:
+        raise ConfigError(f"--machine-rank {args.machine_rank} is not in 0..{args.num_machines - 1}")
+    if not uses_cuda:
+        if args.num_gpus > 1:
+            raise ConfigError(
+                f"--num-gpus {args.num_gpus}, but the run is on a CPU", "use --num-processes N for N CPU processes"
+            )
+        return int(args.num_processes)
+    num_present = torch.cuda.device_count()
+    if args.num_gpus > num_present:
+        raise ConfigError(f"--num-gpus {args.num_gpus}, but this machine has {num_present}", "ask for fewer")
+    return max(int(args.num_gpus), 1)
+
+
+def _run_guarded(main: Main, args: argparse.Namespace, prefix: str = "") -> int:
+    try:
+        main(args)
+    except SegZooError as error:
+        print_error(error, prefix)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{prefix}interrupted", file=sys.stderr, flush=True)
+        return 128 + signal.SIGINT
+    return 0
+
+
+def _run_torchrun_rank(main: Main, args: argparse.Namespace, uses_cuda: bool) -> int:
+    local_rank, num_local = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    if uses_cuda and num_local > torch.cuda.device_count():
+        raise ConfigError(
+            f"torchrun started {num_local} processes, but this machine has {torch.cuda.device_count()} GPUs",
+            "lower --nproc_per_node, or give MODEL.DEVICE cpu",
+        )
+    _init_process_group(
+        uses_cuda, local_rank, num_local, "env://", int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    )
+    code = _run_guarded(main, args, prefix=f"[rank {comm.get_rank()}] ")
+    if code == 0:
+        dist.destroy_process_group()
+    return code
+
+
+def _init_process_group(uses_cuda: bool, local_rank: int, num_local: int, url: str, rank: int, world_size: int) -> None:
+    if uses_cuda:
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group(
+        "nccl" if uses_cuda else "gloo", init_method=url, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT
+    )
+    comm.create_local_process_group(num_local)
+    comm.synchronize()
+
+
+def _spawn(main: Main, args: argparse.Namespace, num_local: int, uses_cuda: bool) -> int:
+    url = args.dist_url
+    if url == "auto":
+        if args.num_machines > 1:
+            raise ConfigError("--dist-url auto works on one machine only", "give --dist-url tcp://<machine 0>:<port>")
+        url = f"tcp://127.0.0.1:{_free_port()}"
+    with tempfile.TemporaryDirectory(prefix="segzoo_ranks_") as error_folder:
+        layout = _Layout(num_local, args.num_machines, args.machine_rank, url, uses_cuda, error_folder)
+        context = mp.start_processes(_run_spawned_rank, (main, args, layout), num_local, join=False)
+        code = _wait_for_ranks(context.processes)
+        _print_rank_errors(error_folder)
+    return code
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _run_spawned_rank(local_rank: int, main: Main, args: argparse.Namespace, layout: _Layout) -> None:
+    rank = layout.machine_rank * layout.num_local + local_rank
+    if not layout.uses_cuda:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // layout.num_local))
+    try:
+        world_size = layout.num_local * layout.num_machines
+        _init_process_group(layout.uses_cuda, local_rank, layout.num_local, layout.dist_url, rank, world_size)
+        main(args)
+    except SegZooError as error:
+        # The parent prints it: several ranks mostly have the same to say.
+        with open(os.path.join(layout.error_folder, f"{rank:06d}"), "w", encoding="utf-8") as stream:
+            stream.write(f"{type(error).__name__}: {error}")
+        _leave(error.exit_code)
+    except KeyboardInterrupt:
+        _leave(128 + signal.SIGINT)
+    except BaseException:
+        traceback.print_exc()
+        _leave(1)
+    dist.destroy_process_group()
+
+
+def _leave(code: int) -> None:
+    """Ends the process without waiting for collectives that will never finish."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _wait_for_ranks(processes: Sequence[mp.Process]) -> int:
+    """Waits for all; when one fails, the others are ended after a grace. Returns the first failure's exit code."""
+    asked: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        for process in processes:
+            if process.is_alive() and process.pid is not None:
+                os.kill(process.pid, signal.SIGTERM)
+
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    code, deadline = 0, None
+    try:
+        alive = list(processes)
+        while alive:
+            wait([process.sentinel for process in alive], timeout=1.0)
+            codes = [process.exitcode for process in alive if process.exitcode]
+            alive = [process for process in alive if process.exitcode is None]
+            if codes and code == 0:
+                code = codes[0] if codes[0] > 0 else 128 - codes[0]
+                deadline = time.monotonic() + GRACE_SECONDS
+            if deadline is not None and time.monotonic() > deadline:
+                for process in alive:
+                    process.kill()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return 128 + signal.SIGINT if code and signal.SIGINT in asked else code
+
+
+def _print_rank_errors(error_folder: str) -> None:
+    """Each distinct message once, the lowest rank's first."""
+    messages: dict[str, None] = {}
+    for name in sorted(os.listdir(error_folder)):
+        with open(os.path.join(error_folder, name), encoding="utf-8") as stream:
+            messages[stream.read()] = None
+    for message in messages:
+        print(message, file=sys.stderr, flush=True)
