@@ -1,0 +1,216 @@
+"""Writes generated scenes as a COCO data set, and `scenes-v1`, the one of all demos and comparisons."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import cv2
+import numpy as np
+
+from segzoo.data.scenes.annotations import annotate
+from segzoo.data.scenes.layout import make_layout
+from segzoo.data.scenes.shapes import CLASS_NAMES
+from segzoo.data.scenes.textures import render
+from segzoo.errors import DatasetError
+
+# Another look or another mixture of objects is another data set: never change what version 1 draws.
+SCENES_VERSION = 1
+SCENES_V1 = "scenes-v1"
+SCENES_V1_NAMES = ("scenes-v1_train", "scenes-v1_val")
+IMAGE_SIZE_PX = 256
+MIN_IMAGE_SIZE_PX = 64
+# split -> (images, seed)
+SCENES_V1_SPLITS = {"train": (2000, 1), "val": (200, 2)}
+IMAGES_PER_JOB = 50
+MAX_WORKERS = 4
+
+
+def make_scene(seed: int, index: int, size_px: int = IMAGE_SIZE_PX) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Draws scene `index` of a seed; the same at any time, in any order, on any machine.
+
+    Returns:
+        the image, (size_px, size_px, 3) uint8 BGR, and its COCO annotations without ids.
+    """
+    # Two generators, so that a change of colours would leave the masks as they are.
+    layout = make_layout(np.random.default_rng([SCENES_VERSION, seed, index, 0]), size_px, size_px)
+    return render(np.random.default_rng([SCENES_VERSION, seed, index, 1]), layout), annotate(layout)
+
+
+def generate_scenes(
+    folder: str,
+    num_images: int,
+    seed: int,
+    *,
+    split: str = "train",
+    size_px: int = IMAGE_SIZE_PX,
+    num_workers: int | None = None,
+) -> str:
+    """Writes folder/{split}/000001.png ... and folder/{split}.json.
+
+    Args:
+        folder: made if it does not exist.
+        num_images: how many.
+        seed: of the data set; another seed gives other scenes.
+        split: name of the json and of the image folder.
+        size_px: side of the square images; objects scale with it (1/16 to 1/2 of it).
+        num_workers: processes; None takes up to four, 0 or 1 draws in this one.
+
+    Returns:
+        the json's path.
+
+    Raises:
+        DatasetError: a number is out of range, or the folder cannot be written.
+    """
+    if num_images < 1 or size_px < MIN_IMAGE_SIZE_PX or seed < 0:
+        raise DatasetError(
+            f"generate_scenes: num_images={num_images}, size_px={size_px}, seed={seed}",
+            f"give at least 1 image, at least {MIN_IMAGE_SIZE_PX} px and a seed >= 0",
+        )
+    image_folder = os.path.join(folder, split)
+    try:
+        os.makedirs(image_folder, exist_ok=True)
+        annotations_per_image = _draw_all(image_folder, num_images, seed, size_px, num_workers)
+        json_file = os.path.join(folder, f"{split}.json")
+        with open(json_file, "w", encoding="utf-8") as stream:
+            json.dump(_to_coco(annotations_per_image, seed, size_px), stream, separators=(",", ":"))
+    except OSError as error:
+        raise DatasetError(f"cannot write generated scenes to {folder}: {error}", "choose a writable folder") from error
+    return json_file
+
+
+def _draw_all(
+    image_folder: str, num_images: int, seed: int, size_px: int, num_workers: int | None
+) -> list[list[dict[str, Any]]]:
+    starts = range(0, num_images, IMAGES_PER_JOB)
+    jobs = [(image_folder, seed, size_px, start, min(num_images, start + IMAGES_PER_JOB)) for start in starts]
+    if num_workers is None:
+        num_workers = min(MAX_WORKERS, os.cpu_count() or 1, len(jobs))
+    if num_workers > 1 and _can_spawn():
+        # Spawned, not forked: the caller may hold threads and a GPU.
+        context = multiprocessing.get_context("spawn")
+        with (
+            contextlib.suppress(BrokenProcessPool),  # e.g. a script without the __main__ guard: draw here instead
+            ProcessPoolExecutor(num_workers, mp_context=context) as pool,
+        ):
+            return [annotations for batch in pool.map(_draw_range, jobs) for annotations in batch]
+    return [annotations for job in jobs for annotations in _draw_range(job)]
+
+
+def _can_spawn() -> bool:
+    """Whether a child could start: not from a daemon (a loader's worker), nor when the program came by stdin."""
+    main_file = getattr(sys.modules["__main__"], "__file__", None)
+    return not multiprocessing.current_process().daemon and (main_file is None or os.path.isfile(main_file))
+
+
+def _draw_range(job: tuple[str, int, int, int, int]) -> list[list[dict[str, Any]]]:
+    image_folder, seed, size_px, start, stop = job
+    annotations_per_image = []
+    # OpenCV's threads only get in each other's way on images this small; the caller's setting comes back.
+    num_threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    for index in range(start, stop):
+        image, annotations = make_scene(seed, index, size_px)
+        # PNG: decoders agree on it to the bit; level 1 is the quickest to write and to read.
+        _, encoded = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        with open(os.path.join(image_folder, _file_name(index)), "wb") as stream:
+            stream.write(encoded.tobytes())
+        annotations_per_image.append(annotations)
+    cv2.setNumThreads(num_threads)
+    return annotations_per_image
+
+
+def _file_name(index: int) -> str:
+    return f"{index + 1:06d}.png"
+
+
+def _to_coco(annotations_per_image: list[list[dict[str, Any]]], seed: int, size_px: int) -> dict[str, Any]:
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index, annotations_of_image in enumerate(annotations_per_image):
+        image_id = index + 1
+        images.append({"id": image_id, "file_name": _file_name(index), "height": size_px, "width": size_px})
+        for annotation in annotations_of_image:
+            annotations.append({"id": len(annotations) + 1, "image_id": image_id, **annotation})
+    return {
+        "info": {"description": "SegZoo generated scenes", "version": str(SCENES_VERSION), "seed": seed},
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": index + 1, "name": name} for index, name in enumerate(CLASS_NAMES)],
+    }
+
+
+def ensure_scenes_v1(root: str | None = None) -> str:
+    """Makes sure that root/scenes-v1 is there and complete; draws it once, about half a minute on two cores.
+
+    The folder appears by one rename, so it is either absent or whole. A second process waits for the first.
+
+    Args:
+        root: folder of data sets; None takes $DETECTRON2_DATASETS, else ./datasets.
+
+    Returns:
+        the folder root/scenes-v1.
+
+    Raises:
+        DatasetError: the folder cannot be written, or holds something else.
+    """
+    root = os.path.expanduser(root or os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    folder = os.path.join(root, SCENES_V1)
+    if not os.path.isdir(folder):
+        try:
+            os.makedirs(root, exist_ok=True)
+            with _locked(os.path.join(root, f".{SCENES_V1}.lock")):
+                if not os.path.isdir(folder):
+                    _write_scenes_v1(root, folder)
+        except OSError as error:
+            raise DatasetError(
+                f"cannot write {folder}: {error}", "set DETECTRON2_DATASETS to a folder you may write"
+            ) from error
+    missing = [split for split in SCENES_V1_SPLITS if not os.path.isfile(os.path.join(folder, f"{split}.json"))]
+    if missing:
+        raise DatasetError(
+            f"{folder} exists but is not {SCENES_V1}: {missing[0]}.json is missing", "remove it; it is drawn anew"
+        )
+    return folder
+
+
+def _write_scenes_v1(root: str, folder: str) -> None:
+    unfinished = tempfile.mkdtemp(prefix=f".{SCENES_V1}-", dir=root)
+    try:
+        for split, (num_images, seed) in SCENES_V1_SPLITS.items():
+            generate_scenes(unfinished, num_images, seed, split=split)
+        os.chmod(unfinished, 0o755)  # mkdtemp's folders are for their owner only
+        os.rename(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(path: str) -> Iterator[None]:
+    """Holds an exclusive lock that the system drops when the process dies."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows; the rename still keeps a half-written folder out of sight
+        yield
+        return
+    with open(path, "w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def scenes_v1(root: str | None = None) -> None:
+    """Draws scenes-v1 if need be and registers "scenes-v1_train" and "scenes-v1_val" (see `ensure_scenes_v1`)."""
+    from segzoo.data.registration import register_coco_json
+
+    folder = ensure_scenes_v1(root)
+    for name, split in zip(SCENES_V1_NAMES, SCENES_V1_SPLITS, strict=True):
+        register_coco_json(name, os.path.join(folder, f"{split}.json"), os.path.join(folder, split))
