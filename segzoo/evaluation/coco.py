@@ -12,14 +12,15 @@ import os
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from pycocotools import mask as coco_mask
 
+from segzoo.data.coco_json import lossless_int
+from segzoo.data.registration import load_metadata
 from segzoo.errors import DatasetError
-from segzoo.evaluation.ground_truth import GroundTruth, load_ground_truth, whole_number
+from segzoo.evaluation.ground_truth import GroundTruth, load_ground_truth
 from segzoo.evaluation.metrics import coco_metrics
 from segzoo.geometry.rle import RLEMasks, encode_in_chunks
 
@@ -45,15 +46,14 @@ class CocoEvaluator(DatasetEvaluator):
         self.engine = cfg.TEST.COCO_ENGINE
         self.budget_mb = cfg.TEST.MASK_BUDGET_MB
         self.output_dir = output_dir
-        metadata = MetadataCatalog.get(dataset_name)
-        if not hasattr(metadata, "thing_dataset_id_to_contiguous_id"):
-            # Detectron2's own registration learns the categories when the set is first read.
-            DatasetCatalog.get(dataset_name)
+        metadata = load_metadata(dataset_name)
         if not metadata.get("json_file"):
             raise DatasetError(f"data set {dataset_name!r} has no json file", "register it by register_coco_json")
         self.json_file: str = metadata.json_file
         mapping = metadata.thing_dataset_id_to_contiguous_id
-        self.category_of_class = {number: whole_number(category) for category, number in mapping.items()}
+        self.category_of_class = {
+            number: lossless_int(category, "a category id") for category, number in mapping.items()
+        }
         self.reset()
 
     def reset(self) -> None:
@@ -69,7 +69,7 @@ class CocoEvaluator(DatasetEvaluator):
         pred_masks may be RLEMasks, a bool tensor (D, H, W), or absent.
         """
         for entry, output in zip(inputs, outputs, strict=True):
-            image_id = whole_number(entry["image_id"])
+            image_id = lossless_int(entry["image_id"], "image_id")
             if image_id not in self._images_seen:
                 self._images_seen.add(image_id)
                 self._add(image_id, output["instances"])

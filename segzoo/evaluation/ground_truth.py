@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from pycocotools import mask as coco_mask
 
 from segzoo.data.annotation_checks import check_segmentation
+from segzoo.data.coco_json import load_json, lossless_int
 from segzoo.data.tally import Tally
 from segzoo.errors import DatasetError
 from segzoo.geometry.polygons import segmentation_to_rle
@@ -38,18 +38,6 @@ class GroundTruth:
     category_ids: dict[int, Any] = field(default_factory=dict)
 
 
-def whole_number(identifier: Any) -> int:
-    """An id as int when that loses nothing ("7", 7.0). Raises DatasetError otherwise."""
-    try:
-        number = int(identifier)
-        is_lossless = not isinstance(identifier, bool) and float(identifier) == number
-    except (TypeError, ValueError, OverflowError):
-        is_lossless = False
-    if not is_lossless:
-        raise DatasetError(f"id {identifier!r} is not a whole number", "number images and categories from 1")
-    return number
-
-
 def load_ground_truth(json_file: str) -> GroundTruth:
     """Reads a COCO json for evaluation.
 
@@ -61,17 +49,17 @@ def load_ground_truth(json_file: str) -> GroundTruth:
     Raises:
         DatasetError: the file is missing or not json, or an image or category cannot be read.
     """
-    raw = _read_json(json_file)
+    raw = load_json(json_file)
     truth = GroundTruth()
     try:
         for image in raw["images"]:
-            number = whole_number(image["id"])
+            number = lossless_int(image["id"], "an image id")
             size = {"height": int(image["height"]), "width": int(image["width"])}
             truth.images[number] = {"id": number, **size}
             truth.image_ids[number] = image["id"]
         for category in raw["categories"]:
-            number = whole_number(category["id"])
-            truth.categories[number] = str(category.get("name", number))
+            number = lossless_int(category["id"], "a category id")
+            truth.categories[number] = str(category.get("name", f"category {number}"))
             truth.category_ids[number] = category["id"]
     except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(f"{json_file}: images or categories cannot be read: {error!r}", _REMEDY) from error
@@ -96,25 +84,16 @@ def load_ground_truth(json_file: str) -> GroundTruth:
 _REMEDY = "the audit (any run of train_net.py) says more about this file"
 
 
-def _read_json(json_file: str) -> dict:
-    try:
-        with open(json_file, encoding="utf-8") as handle:
-            raw = json.load(handle)
-    except OSError as error:
-        raise DatasetError(f"{json_file}: cannot be read: {error.strerror}", "check the path") from error
-    except ValueError as error:
-        raise DatasetError(f"{json_file}: is not json: {error}", _REMEDY) from error
-    if not isinstance(raw, dict):
-        raise DatasetError(f"{json_file}: holds a {type(raw).__name__}, not an object with images", _REMEDY)
-    return raw
-
-
 def _usable_annotation(entry: Any, truth: GroundTruth, tally: Tally) -> dict:
     """The repaired annotation. Raises DatasetError with the reason when it has to be dropped."""
     if not isinstance(entry, dict):
         raise DatasetError("is not an object, dropped")
     identifier = entry.get("id")
-    image_id, category_id = whole_number(entry.get("image_id")), whole_number(entry.get("category_id"))
+    try:
+        image_id, category_id = (lossless_int(entry.get(key), key) for key in ("image_id", "category_id"))
+    except DatasetError as error:
+        # The value would make every annotation a reason of its own.
+        raise DatasetError("image_id or category_id is not a whole number, dropped") from error
     if image_id not in truth.images:
         raise DatasetError("of an image that the file does not list, dropped")
     if category_id not in truth.categories:

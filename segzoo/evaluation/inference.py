@@ -17,6 +17,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
+from segzoo.data.loader import build_test_loader
 from segzoo.evaluation.coco import CocoEvaluator
 
 logger = logging.getLogger(__name__)
@@ -47,8 +48,6 @@ def evaluate(
         {"bbox": {"AP": percent, ...}, "segm": {...}} on rank 0; {} on other ranks and for a json without annotations.
     """
     if data_loader is None:
-        from segzoo.data.loader import build_test_loader
-
         data_loader = build_test_loader(cfg, dataset_name)
     evaluator = CocoEvaluator(dataset_name, cfg, output_dir)
     # Distributed wrappers synchronise buffers in forward, which hangs when ranks have unequal numbers of batches.

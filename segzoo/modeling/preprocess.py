@@ -46,7 +46,7 @@ class ImagePreprocessor(nn.Module):
         """Batches the "image" tensors (3, H, W), uint8 or float, of one or several sizes.
 
         Args:
-            batched_inputs: dicts with "image".
+            batched_inputs: dicts with "image" and perhaps "pad_to", the least (height, width) of the batch.
             device: where the batch is made; None = where the mean lies.
 
         Returns:
@@ -57,4 +57,15 @@ class ImagePreprocessor(nn.Module):
         mean, std = self.pixel_mean.to(device), self.pixel_std.to(device)
         # Moved as uint8: a quarter of the bytes.
         images = [(entry["image"].to(device, non_blocking=True).float() - mean) / std for entry in batched_inputs]
-        return ImageList.from_tensors(images, self.size_divisibility)
+        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        # "pad_to" is the mapper's letterbox: a batch at least that large.
+        at_least = [tuple(entry["pad_to"]) for entry in batched_inputs if "pad_to" in entry]
+        height, width = (self._padded(max(sides)) for sides in zip(*sizes, *at_least, strict=True))
+        batch = images[0].new_zeros(len(images), images[0].shape[0], height, width)
+        for slot, image in zip(batch, images, strict=True):
+            slot[:, : image.shape[-2], : image.shape[-1]] = image
+        return ImageList(batch, sizes)
+
+    def _padded(self, side: int) -> int:
+        divisor = max(self.size_divisibility, 1)
+        return -(-side // divisor) * divisor

@@ -339,8 +339,8 @@ def test_evaluate_unknown_engine_is_refused(register) -> None:
 def test_evaluator_unreadable_json_is_a_dataset_error(register) -> None:
     path = Path(register(random_json(3)))
     path.write_text('{"images": [')
-    with pytest.raises(DatasetError, match="not json"):
+    with pytest.raises(DatasetError, match="not JSON"):
         run({})
     path.unlink()
-    with pytest.raises(DatasetError, match="cannot be read"):
+    with pytest.raises(DatasetError, match="does not exist"):
         run({})
