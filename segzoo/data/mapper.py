@@ -19,6 +19,7 @@ from segzoo.data.augmentation import build_augmentations
 from segzoo.data.image_io import image_size, read_image
 from segzoo.errors import ConfigError, DatasetError
 from segzoo.geometry.polygons import segmentation_to_rle
+from segzoo.geometry.rle import run_lengths
 
 LOST_INSTANCES = "instances without a pixel after augmentation"
 SURPLUS_INSTANCES = "instances beyond INPUT.MAX_INSTANCES"
@@ -119,8 +120,7 @@ def draw_instances(
     masks = np.zeros((len(kept), height, width), dtype=bool)
     for mask, k in zip(masks, kept):
         x_min, y_min, x_end, y_end = corners[k]
-        # Only the box is copied: turning pycocotools' columns into rows is the dearest step.
-        mask[y_min:y_end, x_min:x_end] = coco_mask.decode(rles[k])[y_min:y_end, x_min:x_end]
+        mask[y_min:y_end, x_min:x_end] = _decode_columns(rles[k], x_min, x_end)[y_min:y_end]
     instances = Instances((height, width))
     instances.gt_boxes = Boxes(torch.from_numpy(corners[kept].astype(np.float32)))
     classes = [annotations[k]["category_id"] for k in kept]
@@ -147,6 +147,15 @@ def _transformed_rle(
     points = np.concatenate([np.asarray(polygon, dtype=np.float64) for polygon in segmentation]).reshape(-1, 2)
     flat = transforms.apply_coords(points).reshape(-1)
     return segmentation_to_rle(np.split(flat, np.cumsum(lengths)[:-1]), height, width)
+
+
+def _decode_columns(rle: dict, x_min: int, x_end: int) -> np.ndarray:
+    """(H, x_end - x_min) bool: some columns of an RLE. Decoding whole masks would be the dearest step of a sample."""
+    height = rle["size"][0]
+    lengths = run_lengths(rle)
+    ends = np.clip(np.cumsum(lengths), x_min * height, x_end * height)
+    is_object = np.arange(len(lengths)) % 2 == 1
+    return np.repeat(is_object, np.diff(ends, prepend=x_min * height)).reshape(-1, height).T
 
 
 def _corners(rles: list[dict]) -> np.ndarray:
