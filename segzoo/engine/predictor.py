@@ -1,0 +1,73 @@
+"""One image in, its detections out: the same input path as evaluation."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+
+from segzoo.data.augmentation import build_augmentations
+from segzoo.data.image_io import read_image
+from segzoo.engine.weights import load_weights
+
+
+class Predictor:
+    """A model with its weights, for single images.
+
+    Args:
+        cfg: the whole config; MODEL.WEIGHTS are loaded, MODEL.DEVICE is where it runs. MODEL.NUM_CLASSES and every
+            method's NUM_CLASSES must be those that the weights were trained with.
+
+    Raises:
+        CheckpointError: the weights are unreadable or do not fit.
+        ConfigError: impossible INPUT keys.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.cfg = cfg.clone()
+        self.model = build_model(self.cfg)
+        self.model.eval()
+        load_weights(self.model, self.cfg.MODEL.WEIGHTS)
+        self.augmentations = build_augmentations(self.cfg, is_train=False)
+        self.pad_to = tuple(self.cfg.INPUT.FIXED_SIZE) if self.cfg.INPUT.RESIZE == "letterbox" else None
+
+    def __call__(self, image: np.ndarray | str | os.PathLike) -> Instances:
+        """Detects the objects of one image.
+
+        Args:
+            image: (H, W, 3) uint8 in BGR order as OpenCV reads it, or the path of a file, which is read by the same
+                rules as the data sets (EXIF, grey, 16 bits).
+
+        Returns:
+            Instances on the CPU at the image's own size: pred_boxes, scores, pred_classes and, for methods of masks,
+            pred_masks (RLEMasks).
+
+        Raises:
+            DatasetError: the file cannot be read.
+            ValueError: an array of another shape or type.
+        """
+        original = self._read(image)
+        resized, rng = original, np.random.default_rng(0)
+        for augmentation in self.augmentations:
+            resized = augmentation.get_transform(resized, rng).apply_image(resized)
+        entry = {
+            "image": torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1))),
+            "height": original.shape[0],
+            "width": original.shape[1],
+        }
+        if self.pad_to is not None:
+            entry["pad_to"] = self.pad_to
+        with torch.no_grad():
+            return self.model([entry])[0]["instances"].to("cpu")
+
+    def _read(self, image: np.ndarray | str | os.PathLike) -> np.ndarray:
+        """The image (H, W, 3) uint8 in the order INPUT.FORMAT."""
+        if not isinstance(image, np.ndarray):
+            return read_image(os.fspath(image), self.cfg.INPUT.FORMAT)
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+            raise ValueError(f"an image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
+        return image[:, :, ::-1] if self.cfg.INPUT.FORMAT == "RGB" else image
