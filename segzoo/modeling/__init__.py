@@ -1,7 +1,7 @@
-"""Parts that the networks are built of; importing this package registers SegZoo's backbones with Detectron2."""
+"""Parts that the networks are built of; importing it registers SegZoo's backbones and baselines with Detectron2."""
 
 from __future__ import annotations
 
-from segzoo.modeling import backbones
+from segzoo.modeling import backbones, fcos, mask_rcnn
 
-__all__ = ["backbones"]
+__all__ = ["backbones", "fcos", "mask_rcnn"]

@@ -1,0 +1,141 @@
+"""Mask R-CNN as Detectron2 has it, as a baseline behind SegZoo's mapper, engine and evaluator.
+
+Network, losses and box decoding are Detectron2's own. Different are only how images come in, how the ground-truth
+masks are held in training, and how the predicted ones leave.
+
+Shape shorthand:
+    N: images, M: ground truths, B: proposals, D: detections, H, W: size of an image in pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ROIAlign
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.structures import ImageList, Instances
+from detectron2.utils.events import EventStorage, has_event_storage
+from torch import Tensor
+
+from segzoo.geometry.paste import paste_masks
+from segzoo.geometry.rle import encode_in_chunks
+from segzoo.modeling.postprocess import build_instances
+from segzoo.modeling.preprocess import ImagePreprocessor
+
+
+class SharedMasks:
+    """Masks chosen from a stack that is not copied: Detectron2's BitMasks as far as the mask head's training needs it.
+
+    The ROI heads attach a ground-truth mask to each of up to 512 sampled proposals; as BitMasks these are 512
+    full-size copies (half a gigabyte an image at 800 x 1333).
+
+    Args:
+        stack: (M, H, W) bool.
+        index: (B,) int64, the mask of each proposal; None = each mask once.
+    """
+
+    def __init__(self, stack: Tensor, index: Tensor | None = None) -> None:
+        self.stack = stack
+        self.index = torch.arange(len(stack), device=stack.device) if index is None else index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, item: int | slice | Tensor) -> SharedMasks:
+        return SharedMasks(self.stack, self.index[item].reshape(-1))
+
+    def to(self, *args: Any, **kwargs: Any) -> SharedMasks:
+        """As Tensor.to."""
+        return SharedMasks(self.stack.to(*args, **kwargs), self.index.to(*args, **kwargs))
+
+    def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
+        """The part of each mask in its box (B, 4) xyxy px as (B, mask_size, mask_size) bool, as BitMasks gives it."""
+        if len(self) == 0:
+            return self.stack.new_zeros(0, mask_size, mask_size)
+        boxes = boxes.to(self.stack.device, torch.float32)
+        regions = torch.cat([self.index[:, None].float(), boxes], dim=1)
+        align = ROIAlign((mask_size, mask_size), 1.0, 0, aligned=True)
+        return align(self.stack[:, None].float(), regions)[:, 0] >= 0.5
+
+
+@META_ARCH_REGISTRY.register()
+class MaskRCNN(GeneralizedRCNN):
+    """Detectron2's Mask R-CNN whose masks are held as run lengths from the pasting on."""
+
+    @configurable
+    def __init__(self, *, preprocessor: ImagePreprocessor, mask_budget_mb: float, **kwargs: Any) -> None:
+        """
+        Args:
+            preprocessor: normalises and pads the images.
+            mask_budget_mb: MiB of full-size masks held at once while they are pasted and encoded.
+            kwargs: GeneralizedRCNN's.
+        """
+        super().__init__(**kwargs)
+        self.preprocessor = preprocessor
+        self.mask_budget_mb = mask_budget_mb
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        arguments = super().from_config(cfg)
+        divisor = arguments["backbone"].size_divisibility
+        mean, std = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
+        arguments["preprocessor"] = ImagePreprocessor(mean, std, divisor, cfg.INPUT.FORMAT)
+        arguments["mask_budget_mb"] = cfg.TEST.MASK_BUDGET_MB
+        return arguments
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict[str, Instances]]:
+        """Losses in training, else one {"instances": Instances} an image, at its original size."""
+        if not self.training:
+            return self.inference(batched_inputs)
+        shared = [{**entry, "instances": _with_shared_masks(entry["instances"])} for entry in batched_inputs]
+        if has_event_storage():
+            return super().forward(shared)
+        # Detectron2's heads record figures in every training step.
+        with EventStorage():
+            return super().forward(shared)
+
+    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
+        """Normalises and batches the images."""
+        return self.preprocessor(batched_inputs, self.device)
+
+    def inference(
+        self,
+        batched_inputs: list[dict],
+        detected_instances: list[Instances] | None = None,
+        do_postprocess: bool = True,
+    ) -> list:
+        """As GeneralizedRCNN.inference, but pred_masks are RLEMasks."""
+        raw = super().inference(batched_inputs, detected_instances, do_postprocess=False)
+        if not do_postprocess:
+            return raw
+        outputs = []
+        for entry, detections in zip(batched_inputs, raw, strict=True):
+            size = (entry.get("height", detections.image_size[0]), entry.get("width", detections.image_size[1]))
+            outputs.append({"instances": self._output(detections, size)})
+        return outputs
+
+    def _output(self, detections: Instances, size: tuple[int, int]) -> Instances:
+        """Detections at network size to Instances at `size` (H, W)."""
+        scale_y, scale_x = size[0] / detections.image_size[0], size[1] / detections.image_size[1]
+        boxes = detections.pred_boxes.tensor.float() * detections.scores.new_tensor([scale_x, scale_y] * 2).float()
+        boxes = torch.stack([boxes[:, 0::2].clamp(0, size[1]), boxes[:, 1::2].clamp(0, size[0])], dim=2).flatten(1)
+        # Without an area there is no mask to stretch over it.
+        keep = ((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])).nonzero()[:, 0]
+        boxes, detections = boxes[keep], detections[keep]
+        masks = None
+        if detections.has("pred_masks"):
+            probabilities = detections.pred_masks[:, 0]
+            # Half of the budget for the stack of masks, half for the pixels being sampled.
+            half = self.mask_budget_mb / 2
+            masks = encode_in_chunks(
+                lambda chosen: paste_masks(probabilities[chosen], boxes[chosen], size, budget_mb=half),
+                *(len(boxes), size, half),
+            )
+        return build_instances(size, boxes, detections.scores, detections.pred_classes, masks)
+
+
+def _with_shared_masks(instances: Instances) -> Instances:
+    fields = instances.get_fields()
+    return Instances(instances.image_size, **{**fields, "gt_masks": SharedMasks(fields["gt_masks"].tensor)})
