@@ -201,7 +201,7 @@ def test_outlines_leave_much_of_their_box_empty(category: int) -> None:
         (polygon,) = place_outline(OUTLINES[category](np.random.default_rng(seed)), 60.0, with_hole=False)
         fills.append(60.0**2 / np.prod(polygon.max(axis=0) - polygon.min(axis=0)))
     assert max(fills) < 0.7
-    assert np.mean(fills) < 0.52
+    assert np.mean(fills) < 0.53
 
 
 @pytest.mark.parametrize("category", range(len(OUTLINES)))

@@ -1,0 +1,20 @@
+"""Pictures of results and of what methods compute on the way: numpy arrays in, BGR images out."""
+
+from segzoo.visualization.canvas import draw_text, instance_color, save_image, side_by_side
+from segzoo.visualization.overlay import draw_boxes, draw_instances, draw_mask
+from segzoo.visualization.rays import draw_heat, draw_points, draw_polygons, draw_rays, ray_ends
+
+__all__ = [
+    "draw_boxes",
+    "draw_heat",
+    "draw_instances",
+    "draw_mask",
+    "draw_points",
+    "draw_polygons",
+    "draw_rays",
+    "draw_text",
+    "instance_color",
+    "ray_ends",
+    "save_image",
+    "side_by_side",
+]
