@@ -112,6 +112,6 @@ def box_fault(bbox: Any, mask_box: Box) -> str:
         return "bbox is not four numbers"
     if not (width > 0 and height > 0):
         return "bbox of zero or negative size"
-    distance = max(abs(a - b) for a, b in zip((x, y, x + width, y + height), mask_box))
-    # Written so that NaN disagrees.
-    return "" if distance <= BOX_TOLERANCE_PX else "bbox disagrees with its mask"
+    # All, not max: NaN must disagree, and max() passes it over.
+    agrees = all(abs(a - b) <= BOX_TOLERANCE_PX for a, b in zip((x, y, x + width, y + height), mask_box))
+    return "" if agrees else "bbox disagrees with its mask"

@@ -77,6 +77,8 @@ def read_image(path: str, image_format: str = "BGR") -> np.ndarray:
     with _open(path) as image:
         _check_single_frame(image, path)
         try:
+            # Before anything else touches the pixels: Pillow reports a failed decoding only once.
+            image.load()
             pixels = np.asarray(_to_rgb(_upright(image), path))
         except _DECODER_ERRORS as error:
             raise _undecodable(path, error) from error
@@ -131,7 +133,8 @@ def _check_single_frame(image: Image.Image, path: str) -> None:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+        # The base class's, because the PNG reader's own decodes the whole image to look for EXIF behind the pixels.
+        orientation = Image.Image.getexif(image).get(EXIF_ORIENTATION, 1)
     except _DECODER_ERRORS:
         # A damaged EXIF block says nothing about the pixels: viewers show such a file as it is stored, and so do we.
         return 1
