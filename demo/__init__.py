@@ -1,0 +1,1 @@
+"""Command lines that show what a trained model finds."""
