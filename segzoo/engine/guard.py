@@ -104,7 +104,8 @@ def _describe(record: StepRecord, grad_norm: torch.Tensor, iteration: int, outpu
     """This rank's part of the message, "" if its losses and gradient are finite; writes its dump."""
     losses = [{name: loss.item() for name, loss in step.items()} for step in record.losses]
     bad = [[name for name, value in step.items() if not math.isfinite(value)] for step in losses]
-    is_gradient = not any(bad) and not math.isfinite(grad_norm.item())
+    # A bad loss of one rank spoils the reduced gradient of all: gradients are to blame only if no loss is bad.
+    is_gradient = not any(comm.all_gather(any(bad)))
     if not any(bad) and not is_gradient:
         return ""
     rank = comm.get_rank()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import signal
 import socket
@@ -151,6 +152,9 @@ def _run_spawned_rank(local_rank: int, main: Main, args: argparse.Namespace, lay
     rank = layout.machine_rank * layout.num_local + local_rank
     if not layout.uses_cuda:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // layout.num_local))
+    if sys.platform == "linux":
+        # A spawned process would spawn its loader workers too: slow, and deaf to what the parent has registered.
+        multiprocessing.set_start_method("fork", force=True)
     try:
         world_size = layout.num_local * layout.num_machines
         _init_process_group(layout.uses_cuda, local_rank, layout.num_local, layout.dist_url, rank, world_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import time
@@ -113,8 +114,9 @@ class Trainer(TrainerBase):
         logger.info("Training iterations %d to %d on %s", start, self.max_iter, _device_text(self.device))
         self.iter = start
         with self._stop.watching(), EventStorage(start) as self.storage:
-            self._batches: Iterator[Batch] = iter(self._build_train_loader(self.num_micro_batches))
-            # Starting loader workers draws from the global generator, so the restored state comes after it.
+            batches = iter(self._build_train_loader(self.num_micro_batches))
+            # Starting loader workers draws from the global generator, so the restored state comes after the first batch.
+            self._batches: Iterator[Batch] = itertools.chain([next(batches)], batches)
             if self._random_state is not None:
                 set_random_state(self._random_state)
             try:
@@ -251,7 +253,7 @@ class Trainer(TrainerBase):
     def _build_hooks(self) -> list[hooks.HookBase]:
         solver = self.cfg.SOLVER
         chain = [
-            hooks.IterationTimer(),
+            hooks.IterationTimer(warmup_iter=1),
             hooks.LRScheduler(self.optimizer, self.scheduler),
             MemoryHook(solver.LOG_PERIOD, self.device),
             self._evaluation,

@@ -23,7 +23,7 @@ from segzoo.engine.setup import setup
 from segzoo.engine.trainer import Trainer
 
 NUM_IMAGES = 12
-# Iteration at which FAULT (below) strikes, in processes of rank FAULT_RANK.
+# FAULT strikes in the forward pass of this number (from 0), in the process of this rank.
 FAULT = os.environ.get("TINY_FAULT", "")
 FAULT_ITERATION = int(os.environ.get("TINY_FAULT_ITERATION", "-1"))
 FAULT_RANK = int(os.environ.get("TINY_FAULT_RANK", "0"))
@@ -61,7 +61,7 @@ class TinyNet(nn.Module):
 
     def _strike(self, loss: torch.Tensor) -> torch.Tensor:
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        if rank != FAULT_RANK or self.num_calls.item() != FAULT_ITERATION:
+        if rank != FAULT_RANK or self.num_calls.item() - 1 != FAULT_ITERATION:
             return loss
         if FAULT == "nan":
             return loss * float("nan")
