@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -249,3 +251,12 @@ def test_find_classes_of_coco_and_scenes_reads_and_draws_nothing(
     cfg.DATASETS.TEST = ("scenes-v1_val",)
     assert list(demo.find_classes(cfg, None).names) == ["leaf", "star", "crescent"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_demo_runs_as_a_script_from_anywhere(tmp_path: Path) -> None:
+    script = Path(demo.__file__).resolve()
+    words = [sys.executable, str(script), "--input", "absent.png", "--results", "out.json"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "absent.png: no such file" in done.stderr
+    assert json.loads((tmp_path / "out.json").read_text()) == []
