@@ -164,8 +164,8 @@ def _corners(rles: list[dict]) -> np.ndarray:
         return np.zeros((0, 4), dtype=np.int64)
     boxes = coco_mask.toBbox(rles).astype(np.int64)
     boxes[:, 2:] += boxes[:, :2]
-    # pycocotools gives an empty mask some box or other.
-    boxes[coco_mask.area(rles) == 0] = 0
+    # An empty mask gets some box or other. One by one: with numpy 2, pycocotools' area fails on more than 255 at once.
+    boxes[[not coco_mask.area(rle) for rle in rles]] = 0
     return boxes
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def make_folder(tmp_path: Path) -> Callable[[str], CocoFolder]:
 
 
 @pytest.fixture
-def cfg() -> Iterator[CfgNode]:
+def cfg() -> CfgNode:
     """The default config, with the image size kept and nothing random."""
     config = get_segzoo_cfg()
     config.SEED = 7
@@ -94,4 +94,4 @@ def cfg() -> Iterator[CfgNode]:
     config.INPUT.MIN_SIZE_TEST = 0
     config.INPUT.RANDOM_FLIP = "none"
     config.SOLVER.IMS_PER_BATCH = 2
-    yield config
+    return config

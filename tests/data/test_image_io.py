@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ def pixels() -> np.ndarray:
     return np.random.default_rng(0).permutation(256)[: 6 * 4 * 3].reshape(6, 4, 3).astype(np.uint8)
 
 
-def save(path: Path, image: Image.Image, **options: object) -> str:
+def save(path: Path, image: Image.Image, **options: Any) -> str:
     image.save(path, **options)
     return str(path)
 
