@@ -71,7 +71,8 @@ class RLEMasks:
 
     def area(self) -> torch.Tensor:
         """Pixels of each mask, int64 (D,)."""
-        areas = coco_mask.area(self.rles) if self.rles else []
+        # One by one: with numpy 2, pycocotools' area raises OverflowError for more than 255 masks at once.
+        areas = [coco_mask.area(rle) for rle in self.rles]
         return torch.as_tensor(np.asarray(areas, dtype=np.int64))
 
     def boxes(self) -> torch.Tensor:
