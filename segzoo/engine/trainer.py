@@ -115,7 +115,7 @@ class Trainer(TrainerBase):
         self.iter = start
         with self._stop.watching(), EventStorage(start) as self.storage:
             batches = iter(self._build_train_loader(self.num_micro_batches))
-            # Starting loader workers draws from the global generator, so the restored state comes after the first batch.
+            # Starting loader workers draws from the global generator: the restored state comes after the first batch.
             self._batches: Iterator[Batch] = itertools.chain([next(batches)], batches)
             if self._random_state is not None:
                 set_random_state(self._random_state)

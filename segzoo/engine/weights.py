@@ -31,7 +31,10 @@ ALLOWED_GLOBALS = {
     ("numpy._core.multiarray", "_reconstruct"),
     ("numpy.core.multiarray", "scalar"),
     ("numpy._core.multiarray", "scalar"),
+    ("numpy.core.numeric", "_frombuffer"),
+    ("numpy._core.numeric", "_frombuffer"),
 }
+NUMPY_CORE = "numpy._core" if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else "numpy.core"
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -43,7 +46,9 @@ class _ArrayUnpickler(pickle.Unpickler):
                 f"refused: the file asks for {module}.{name}, and may hold only numpy arrays",
                 "a pickle can run code; convert it with the program that wrote it, if you trust it",
             )
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        for core in ("numpy.core", "numpy._core"):
+            module = module.replace(core + ".", NUMPY_CORE + ".")
+        return super().find_class(module, name)
 
 
 def read_zoo_pickle(path: str) -> dict[str, Any]:

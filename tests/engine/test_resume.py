@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -31,10 +32,8 @@ def run_tiny(arguments: list[str], prefix: tuple[str, ...] = (sys.executable,), 
         output, _ = process.communicate(timeout=240)
     finally:
         # Ranks and loader workers of a killed parent must not outlive the test.
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
     return process.returncode, output
 
 
