@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.visualizer import Visualizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -114,3 +115,16 @@ def test_encode_in_chunks_one_mask_over_the_budget_still_comes() -> None:
     masks = random_masks(2, 64, 128)
     assert encode_in_chunks(lambda chosen: masks[chosen], 2, (64, 128), 1e-6).rles == encode_masks(masks)
     assert len(encode_in_chunks(lambda chosen: masks[chosen], 0, (64, 128), 1.0)) == 0
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_rle_masks_are_drawn_by_detectron2s_visualizer(count: int) -> None:
+    masks = torch.zeros(2, 40, 50, dtype=torch.bool)
+    masks[0, 5:20, 5:30] = True
+    masks[1, 25:35, 20:45] = True
+    held = RLEMasks(encode_masks(masks), (40, 50))
+    found = Instances(
+        (40, 50), pred_boxes=Boxes(held.boxes()), scores=torch.ones(2), pred_classes=torch.zeros(2), pred_masks=held
+    )[:count]
+    black = np.zeros((40, 50, 3), np.uint8)
+    assert bool(Visualizer(black).draw_instance_predictions(found).get_image().any()) == (count > 0)
