@@ -17,22 +17,29 @@ from detectron2.export.flatten import TracingAdapter
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from fvcore.nn import FlopCountAnalysis
-from fvcore.nn.jit_handles import get_shape
+from fvcore.nn.jit_handles import (
+    addmm_flop_jit,
+    bmm_flop_jit,
+    conv_flop_jit,
+    einsum_flop_jit,
+    get_shape,
+    linear_flop_jit,
+    matmul_flop_jit,
+)
 from torch import Tensor, nn
 
 from segzoo.errors import ConfigError
 
-# fvcore counts these too; they are no multiply-accumulates of weights.
-UNCOUNTED_OPERATORS = (
-    "aten::batch_norm",
-    "aten::group_norm",
-    "aten::layer_norm",
-    "aten::instance_norm",
-    "aten::upsample_nearest2d",
-    "aten::upsample_bilinear2d",
-    "aten::adaptive_avg_pool2d",
-    "aten::grid_sampler",
-)
+# fvcore's own list also holds norms and resizing, which are no products with weights.
+COUNTED_OPERATORS = {
+    "aten::_convolution": conv_flop_jit,
+    "aten::linear": linear_flop_jit,
+    "aten::addmm": addmm_flop_jit,
+    "aten::mm": matmul_flop_jit,
+    "aten::bmm": bmm_flop_jit,
+    "aten::matmul": matmul_flop_jit,
+    "aten::einsum": einsum_flop_jit,
+}
 # Operators whose absence from the count would make it wrong.
 HEAVY_WORDS = ("conv", "attention", "matmul", "baddbmm")
 
@@ -108,19 +115,26 @@ def build_for_counting(cfg: CfgNode) -> nn.Module:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
-    # Every detection passes, so that the heads behind a selection see as many as they can get.
+    # Nothing is suppressed, so that a second stage sees as many proposals and detections as the config allows.
+    cfg.MODEL.RPN.NMS_THRESH = cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = 1.0
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
     if cfg.MODEL.TIMM.WEIGHTS:
         # Named weights keep the norms frozen, as they are in training; build_model does not load them.
         cfg.MODEL.TIMM.WEIGHTS, cfg.MODEL.WEIGHTS = "", cfg.MODEL.WEIGHTS or "not loaded"
-    return build_model(cfg).eval()
+    model = build_model(cfg).eval()
+    for name, parameter in model.named_parameters():
+        # Without box deltas the proposals are anchors inside the image; random deltas would make most of them empty.
+        if "anchor_deltas" in name or "bbox_pred" in name:
+            nn.init.zeros_(parameter)
+    return model
 
 
 def measure_complexity(model: nn.Module, image_size: tuple[int, int]) -> Complexity:
     """Counts parameters and the MAC of one image.
 
     A model with `dense_outputs(images)` is counted up to its raw maps (backbone and heads, no decoding); one of
-    Detectron2's two-stage models by its whole inference with random weights; any other by its backbone.
+    Detectron2's two-stage models by its whole inference with the most proposals and detections; any other by its
+    backbone.
 
     Args:
         model: in eval mode, on the CPU.
@@ -148,16 +162,15 @@ def _count_macs(model: nn.Module, image_size: tuple[int, int]) -> tuple[Mapping[
     if hasattr(model, "dense_outputs"):
         wrapper: nn.Module = _DenseOutputs(model)
     elif hasattr(model, "proposal_generator"):
-        # What the analysis in Detectron2 does; the proposals are those of random weights.
         wrapper = TracingAdapter(model, [{"image": images[0]}], allow_non_tensor=True)
         inputs = tuple(wrapper.flattened_inputs)  # type: ignore[arg-type]
-        notes.append("whole inference with random weights: proposals and detections as many as these give")
+        notes.append("whole inference, with as many proposals and detections as the config allows")
     else:
         wrapper = _Backbone(model.get_submodule("backbone"))
         notes.append(f"{type(model).__name__} has no dense_outputs: only its backbone is counted")
     analysis = FlopCountAnalysis(wrapper, inputs)
-    analysis.set_op_handle(**dict.fromkeys(UNCOUNTED_OPERATORS))
-    analysis.set_op_handle("torchvision::deform_conv2d", _deform_conv_macs)
+    analysis.clear_op_handles()
+    analysis.set_op_handle(**COUNTED_OPERATORS, **{"torchvision::deform_conv2d": _deform_conv_macs})
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     with torch.no_grad():
         by_module = analysis.by_module()

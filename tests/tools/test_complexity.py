@@ -1,0 +1,95 @@
+"""Parameters and GMAC against figures worked out by hand and against the papers'."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
+
+from segzoo.errors import ConfigError
+from segzoo.evaluation.complexity import Complexity, measure_complexity
+from tools import complexity as command
+
+
+class SmallNetwork(nn.Module):
+    """A convolution, a norm, a deformable convolution and a product outside of any child."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.filter = nn.Parameter(torch.randn(5, 4, 3, 3))
+        self.shared = self.conv
+
+    def dense_outputs(self, images: Tensor) -> dict[str, list[Tensor]]:
+        features = self.norm(self.conv(images))
+        offsets = torch.zeros(1, 18, *features.shape[-2:])
+        deformed = deform_conv2d(features, offsets, self.filter, padding=1)
+        return {"maps": [deformed, torch.matmul(deformed[0, 0], deformed[0, 1].T)]}
+
+
+def test_measure_complexity_small_network_equals_the_count_by_hand() -> None:
+    counted = measure_complexity(SmallNetwork().eval(), (8, 6))
+    convolution, deformable, product = 48 * 4 * 27, 48 * 5 * 36, 8 * 6 * 8
+    assert counted.parameters == counted.trainable_parameters == (4 * 27 + 4) + 8 + 5 * 36
+    assert counted.gmac * 1e9 == pytest.approx(convolution + deformable + product)
+    assert counted.parts["conv"].macs == convolution
+    assert counted.parts["other"].macs == deformable + product
+    assert counted.notes == []
+
+
+def test_measure_complexity_model_without_dense_outputs_says_that_only_the_backbone_counts() -> None:
+    model = nn.Module()
+    model.backbone = nn.Conv2d(3, 2, 1)
+    model.head = nn.Conv2d(2, 2, 1)
+    counted = measure_complexity(model.eval(), (4, 4))
+    assert counted.gmac * 1e9 == pytest.approx(16 * 6)
+    assert counted.parameters == 8 + 6
+    assert "only its backbone" in counted.notes[0]
+
+
+def test_measure_complexity_empty_size_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--size"):
+        measure_complexity(SmallNetwork(), (0, 8))
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
+    assert command.main([*arguments, "--json"] if "--json" not in arguments else list(arguments)) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_complexity_polarmask_r50_gives_the_papers_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    # The paper prints 32.09 M (trainable parameters) and 202.3 GMAC.
+    result = run_json(capsys, "--config-file", "configs/polarmask_R50.yaml", "--size", "800", "1280")
+    assert result["parameters"] == 32_369_082
+    assert result["trainable_parameters"] == 32_093_562
+    assert result["gmac"] == pytest.approx(202.0, rel=0.01)
+    assert result["gmac"] == pytest.approx(sum(part["gmac"] for part in result["parts"].values()), abs=0.01)
+
+
+def test_complexity_pretrained_timm_backbone_needs_no_weights_and_keeps_its_norms_frozen(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("timm")
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
+    arguments = ("--config-file", "configs/polarmask_EffLite0.yaml", "--size", "100", "128")
+    result = run_json(capsys, *arguments)
+    assert result["image_size"] == [128, 128]
+    assert "padded" in result["notes"][0]
+    assert result["parameters"] > result["trainable_parameters"]
+    thawed = run_json(capsys, *arguments, "--json", "MODEL.TIMM.FREEZE_BN", "False", "MODEL.TIMM.FREEZE_AT", "0")
+    assert thawed["parameters"] == thawed["trainable_parameters"] == result["parameters"]
+
+
+def test_complexity_unknown_key_ends_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    code = command.main(["--config-file", "configs/polarmask_R50.yaml", "MODEL.NO_SUCH_KEY", "1"])
+    assert code == ConfigError.exit_code == 2
+    assert "NO_SUCH_KEY" in capsys.readouterr().err
+
+
+def test_table_ends_with_the_totals() -> None:
+    table = Complexity((8, 8), measure_complexity(SmallNetwork().eval(), (8, 8)).parts).table()
+    assert table.splitlines()[-1].split()[:3] == ["total", "300", "300"]
