@@ -252,7 +252,8 @@ def _read_annotation(entry: dict, annotation_id: int, record: dict, dataset: Coc
         "bbox_mode": BoxMode.XYXY_ABS,
         "category_id": dataset.id_to_contiguous[entry["category_id"]],
         "segmentation": segmentation,
-        "iscrowd": 1 if is_crowd else 0,
+        # Text as well: "0" is no crowd, though Python calls it true.
+        "iscrowd": int(is_crowd in (1, "1")),
     }
 
 

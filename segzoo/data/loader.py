@@ -32,6 +32,12 @@ from segzoo.data.sampler import (
 from segzoo.data.tally import Tally
 from segzoo.errors import ConfigError, DatasetError
 
+try:
+    import resource
+except ImportError:
+    # Not on Windows, where no such limit exists.
+    resource = None  # type: ignore[assignment]
+
 logger = logging.getLogger(__name__)
 
 SKIPPED_IMAGES = "bad images replaced by another (INPUT.ON_BAD_IMAGE skip)"
@@ -246,13 +252,27 @@ def _round_up(size: int, divisor: int) -> int:
 
 
 def _torch_loader(dataset: Dataset, batches: Iterable[list], num_workers: int, seed: int) -> DataLoader:
+    if num_workers > 0:
+        _allow_many_open_files()
     return DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]
         num_workers=num_workers,
         collate_fn=_as_list,
         worker_init_fn=_WorkerInit(seed),
+        # Its own, or starting to iterate would draw from the global state that the trainer saves and restores.
+        generator=torch.Generator().manual_seed(seed),
     )
+
+
+def _allow_many_open_files() -> None:
+    """Raises the soft limit: each tensor that a worker hands over holds an open file, 4 a sample."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _as_list(samples: list) -> list:

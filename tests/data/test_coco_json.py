@@ -308,6 +308,13 @@ def test_case_28_missing_fields_are_derived_and_counted(folder: Any) -> None:
     assert dataset.repaired.total() == 4
 
 
+@pytest.mark.parametrize(("written", "expected"), [(True, 1), (False, 0), ("1", 1), ("0", 0), (1.0, 1), (None, 0)])
+def test_case_28_crowd_flag_in_any_spelling(written: Any, expected: int, folder: Any) -> None:
+    folder.add_image()
+    folder.add_annotation(iscrowd=written)
+    assert read(folder).dicts[0]["annotations"][0]["iscrowd"] == expected
+
+
 def test_read_coco_json_byte_order_mark_is_accepted(folder: Any) -> None:
     folder.add_image()
     path = Path(folder.write())

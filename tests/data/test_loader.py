@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable
 from itertools import islice
 from typing import Any
@@ -130,6 +131,19 @@ def test_case_40_train_loader_resumes_bit_for_bit(mixed_folder: Any, busy_cfg: C
     mixed_folder.register()
     unbroken = take(build_train_loader(busy_cfg), 9)
     assert_same_batches(unbroken[5:], take(build_train_loader(busy_cfg, start_position=5), 4))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_case_40_train_loader_leaves_the_global_random_states_alone(
+    num_workers: int, mixed_folder: Any, busy_cfg: CfgNode
+) -> None:
+    mixed_folder.register()
+    busy_cfg.DATALOADER.NUM_WORKERS = num_workers
+    before = (torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].copy(), random.getstate())
+    take(build_train_loader(busy_cfg), 2)
+    assert torch.equal(before[0], torch.get_rng_state())
+    np.testing.assert_array_equal(before[1], np.random.get_state(legacy=False)["state"]["key"])
+    assert before[2] == random.getstate()
 
 
 def test_train_loader_the_same_image_is_augmented_anew(mixed_folder: Any, busy_cfg: CfgNode) -> None:
