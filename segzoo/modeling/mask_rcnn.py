@@ -9,6 +9,8 @@ Shape shorthand:
 
 from __future__ import annotations
 
+import logging
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -23,6 +25,8 @@ from segzoo.geometry.paste import paste_masks
 from segzoo.geometry.rle import encode_in_chunks
 from segzoo.modeling.postprocess import build_instances
 from segzoo.modeling.preprocess import ImagePreprocessor
+
+logger = logging.getLogger(__name__)
 
 
 class SharedMasks:
@@ -90,11 +94,25 @@ class MaskRCNN(GeneralizedRCNN):
         if not self.training:
             return self.inference(batched_inputs)
         shared = [{**entry, "instances": _with_shared_masks(entry["instances"])} for entry in batched_inputs]
-        if has_event_storage():
-            return super().forward(shared)
-        # Detectron2's heads record figures in every training step.
-        with EventStorage():
-            return super().forward(shared)
+        # Detectron2's heads record figures in every training step, also where nobody asked for a storage.
+        with nullcontext() if has_event_storage() else EventStorage():
+            try:
+                return super().forward(shared)
+            except FloatingPointError as error:
+                logger.warning("%s", error)
+                return self._diverged_losses()
+
+    def _diverged_losses(self) -> dict[str, Tensor]:
+        """NaN for every loss, from every parameter.
+
+        The proposal generator raises on the one rank that has diverged, while the others wait for its gradient; as a
+        loss that is not finite the trainer sees it on all of them.
+        """
+        names = ["loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"]
+        if self.roi_heads.mask_on:
+            names.append("loss_mask")
+        total = torch.stack([parameter.sum() for parameter in self.parameters() if parameter.requires_grad]).sum()
+        return {name: total * float("nan") for name in names}
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """Normalises and batches the images."""

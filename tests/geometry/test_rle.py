@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -128,3 +130,15 @@ def test_rle_masks_are_drawn_by_detectron2s_visualizer(count: int) -> None:
     )[:count]
     black = np.zeros((40, 50, 3), np.uint8)
     assert bool(Visualizer(black).draw_instance_predictions(found).get_image().any()) == (count > 0)
+
+
+def test_encode_in_chunks_takes_the_memory_it_says() -> None:
+    size, budget_mb = (1024, 1024), 4.0
+    tracemalloc.start()
+    try:
+        held = encode_in_chunks(lambda chosen: np.ones((chosen.stop - chosen.start, *size), bool), 12, size, budget_mb)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(held) == 12
+    assert 2.0 * 2**20 < peak < (budget_mb + 0.5) * 2**20

@@ -84,6 +84,17 @@ def test_losses_under_bfloat16_are_finite(tiny_cfg: CfgNode) -> None:
     assert all(loss.dtype == torch.float32 for loss in losses.values())
 
 
+def test_losses_diverged_network_gives_nan_that_the_trainer_can_share(tiny_cfg: CfgNode) -> None:
+    model = build_model(tiny_cfg).train()
+    names = set(model([image_of(2)]))
+    torch.nn.init.constant_(model.proposal_generator.rpn_head.anchor_deltas.bias, float("nan"))
+    losses = model([image_of(2)])
+    assert set(losses) == names
+    assert all(torch.isnan(loss) for loss in losses.values())
+    sum(losses.values()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_losses_equal_detectron2_with_bit_masks(tiny_cfg: CfgNode) -> None:
     model = build_model(tiny_cfg).train()
     batch = [image_of(3, 1), image_of(2, 2)]
@@ -147,6 +158,18 @@ def test_inference_nothing_found_has_all_fields(tiny_cfg: CfgNode) -> None:
     assert len(none) == 0
     assert set(none.get_fields()) == {"pred_boxes", "scores", "pred_classes", "pred_masks"}
     assert none.pred_masks.to_tensor().shape == (0, 100, 120)
+
+
+def test_inference_not_finite_predictions_are_dropped(tiny_cfg: CfgNode) -> None:
+    model = build_model(tiny_cfg).eval()
+    predictor = model.roi_heads.box_predictor.bbox_pred
+    # Class 0 of 3 loses its boxes.
+    torch.nn.init.constant_(predictor.bias[:4], float("nan"))
+    with torch.no_grad():
+        found = model([image_of(0)])[0]["instances"]
+        assert torch.isfinite(found.pred_boxes.tensor).all()
+        torch.nn.init.constant_(model.roi_heads.mask_head.predictor.bias, float("nan"))
+        assert model([image_of(0)])[0]["instances"].pred_masks.area().sum() == 0
 
 
 def test_inference_batch_equals_one_by_one(tiny_cfg: CfgNode) -> None:
