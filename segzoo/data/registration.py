@@ -101,20 +101,6 @@ def num_classes_of(name: str) -> int:
     return len(load_metadata(name).thing_classes)
 
 
-def check_num_classes(num_classes: int, name: str) -> None:
-    """Refuses a model whose number of classes is not the data set's.
-
-    Raises:
-        DatasetError: with both numbers and the key to set.
-    """
-    actual = num_classes_of(name)
-    if num_classes != actual:
-        raise DatasetError(
-            f"the model has {num_classes} classes, but data set {name} ({coco_dataset(name).json_file}) has {actual}",
-            f"set MODEL.NUM_CLASSES {actual}, or 0 to take the number from the data set",
-        )
-
-
 def check_categories_agree(train_name: str, val_name: str) -> None:
     """Refuses two data sets whose classes differ in names or order.
 

@@ -1,4 +1,4 @@
-"""Names of data sets and the checks between them (acceptance cases 3, 5, 6)."""
+"""Names of data sets and the checks between them (acceptance cases 3 and 6)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from segzoo.data.registration import (
     check_categories_agree,
-    check_num_classes,
     coco_dataset,
     load_dataset,
     load_metadata,
@@ -77,14 +76,6 @@ def test_coco_dataset_registered_by_detectron2_code_is_wrapped(folder: Any) -> N
     assert dataset.thing_classes == ["cat", "dog"]
     assert dataset.id_to_contiguous == {1: 0, 2: 1}
     assert dataset.has_annotations
-
-
-def test_case_5_class_count_that_differs_names_both_and_the_key(folder: Any) -> None:
-    folder.add_image()
-    name = folder.register("two_classes")
-    check_num_classes(2, name)
-    with pytest.raises(DatasetError, match=r"80 classes.* has 2[\s\S]*MODEL\.NUM_CLASSES 2"):
-        check_num_classes(80, name)
 
 
 def test_case_6_differing_categories_show_the_difference(make_folder: Callable[[str], Any]) -> None:
