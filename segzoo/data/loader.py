@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -290,6 +291,10 @@ class _WorkerInit:
         random.seed(state)
         np.random.seed(state)
         torch.manual_seed(state)
+        # Ctrl-C and a cluster's SIGTERM reach the whole process group. The trainer answers them at the end of its step,
+        # for which it needs its workers; they end with it.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         # One process a worker is the parallelism; more threads would fight over the cores.
         cv2.setNumThreads(0)
         torch.set_num_threads(1)

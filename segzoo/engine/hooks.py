@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -15,6 +16,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from segzoo.engine.checkpoint import BEST_NAME, FINAL_NAME, periodic_name, write_atomically
+from segzoo.engine.distributed import on_main_process
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,9 @@ def flatten_results(results_per_dataset: Mapping[str, Results]) -> dict[str, flo
 class EvaluationHook(HookBase):
     """Evaluates every TEST.EVAL_PERIOD iterations and at the end; keeps the best weights as model_best.pth.
 
+    It comes after the checkpoint of the same iteration and notes what it has done in evaluation.json, so that a run
+    that ends during an evaluation makes up for it when it is resumed.
+
     Args:
         cfg: the config; TEST.EVAL_PERIOD, TEST.BEST_METRIC and OUTPUT_DIR are used.
         evaluate_all: runs the evaluation on all ranks and returns results by data set ({} on other ranks than 0).
@@ -68,23 +73,39 @@ class EvaluationHook(HookBase):
         self._weights = weights
         self.best_value = -math.inf
         self.best_iteration = 0
+        self.last_iteration = 0
+
+    def restore(self) -> None:
+        """Reads evaluation.json of the run that is resumed; called on all ranks."""
+        state = on_main_process(lambda: _read_json(self._path))
+        if state:
+            self.best_value = float(state["best_value"])
+            self.best_iteration, self.last_iteration = int(state["best_iteration"]), int(state["last_iteration"])
+
+    def before_train(self) -> None:
+        if self.trainer.start_iter > self.last_iteration:
+            self._evaluate_if_due(self.trainer.start_iter)
 
     def after_step(self) -> None:
-        finished = self.trainer.iter + 1
+        if not self.trainer.must_stop:
+            self._evaluate_if_due(self.trainer.iter + 1)
+
+    @property
+    def _path(self) -> str:
+        return os.path.join(self._cfg.OUTPUT_DIR, "evaluation.json")
+
+    def _evaluate_if_due(self, finished: int) -> None:
         if not self._cfg.DATASETS.TEST or not is_due(finished, self._cfg.TEST.EVAL_PERIOD, self.trainer.max_iter):
             return
         metrics = flatten_results(self._evaluate_all())
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        self.trainer.storage.put_scalars(**finite, smoothing_hint=False)
+        self.trainer.storage.put_scalars(**finite, smoothing_hint=False, cur_iter=finished)
+        self.last_iteration = finished
         if comm.is_main_process():
             self._keep_best(finite, finished)
+            state = {"best_value": self.best_value, "best_iteration": self.best_iteration, "last_iteration": finished}
+            write_atomically(self._path, json.dumps(state))
         comm.synchronize()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best_value": self.best_value, "best_iteration": self.best_iteration}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.best_value, self.best_iteration = float(state["best_value"]), int(state["best_iteration"])
 
     def _keep_best(self, metrics: Mapping[str, float], finished: int) -> None:
         found = find_metric(metrics, self._cfg.TEST.BEST_METRIC)
@@ -102,7 +123,7 @@ class EvaluationHook(HookBase):
 
 
 class CheckpointHook(HookBase):
-    """Saves every SOLVER.CHECKPOINT_PERIOD iterations and at the end; comes last, when the step's state is whole.
+    """Saves every SOLVER.CHECKPOINT_PERIOD iterations and at the end; comes after the scheduler and the writers.
 
     Args:
         period: iterations between two checkpoints; 0 or less = only at the end.
@@ -136,3 +157,13 @@ class MemoryHook(HookBase):
         else:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
         self.trainer.storage.put_scalar("[metric]max_memory_mb", peak, smoothing_hint=False)
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    """The content, {} where the file is absent or damaged: only the memory of the best evaluation is lost with it."""
+    try:
+        with open(path, encoding="utf-8") as stream:
+            content = json.load(stream)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

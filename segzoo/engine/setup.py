@@ -25,6 +25,7 @@ from segzoo.data.registration import (
     register_coco_json,
 )
 from segzoo.engine.checkpoint import LAST_CHECKPOINT, PERIODIC_PATTERN, write_atomically
+from segzoo.engine.device import choose_device, device_text
 from segzoo.engine.distributed import on_main_process
 from segzoo.engine.validate import validate_batch, validate_config, walk
 from segzoo.errors import ConfigError
@@ -61,19 +62,6 @@ def build_config(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def choose_device(wanted: str, num_gpus: int) -> str:
-    """`wanted` (MODEL.DEVICE), or "cpu" where "cuda" (the default) is wanted but absent, or num_gpus is 0.
-
-    Raises:
-        ConfigError: a GPU named by number that this machine does not have.
-    """
-    if not wanted.startswith("cuda"):
-        return wanted
-    if wanted != "cuda" and int(wanted.partition(":")[2]) >= torch.cuda.device_count():
-        raise ConfigError(f"MODEL.DEVICE {wanted!r}: this machine has {torch.cuda.device_count()} GPU(s)", "use cpu")
-    return wanted if torch.cuda.is_available() and num_gpus != 0 else "cpu"
-
-
 def setup(cfg: CfgNode, args: argparse.Namespace, loggers: Sequence[str] = ()) -> CfgNode:
     """Prepares a run in this process; called on all ranks.
 
@@ -96,7 +84,7 @@ def setup(cfg: CfgNode, args: argparse.Namespace, loggers: Sequence[str] = ()) -
     is_training = not args.eval_only
     on_main_process(lambda: prepare_output_dir(cfg.OUTPUT_DIR, is_training and not args.resume))
     _start_log(cfg.OUTPUT_DIR, [*LOGGERS, *loggers])
-    logger.info("Device: %s, %d process(es)", cfg.MODEL.DEVICE, comm.get_world_size())
+    logger.info("Device: %s", device_text(torch.device(cfg.MODEL.DEVICE)))
     if is_training:
         validate_batch(cfg, comm.get_world_size())
     cfg.SEED = _resolve_seed(cfg, args.resume)

@@ -24,27 +24,52 @@ class TrainingInterrupted(TrainingStopped):
 
 
 class StopRequest:
-    """Remembers SIGTERM and SIGINT while `watching`; a second SIGINT interrupts at once."""
+    """Remembers SIGTERM and SIGINT while `watching`; a second SIGINT interrupts at once.
+
+    Attributes:
+        signal: the first signal that came, 0 if none.
+        checkpoint: path of the last checkpoint, for the message.
+    """
 
     def __init__(self) -> None:
         self.signal: int = 0
+        self.checkpoint = ""
+        self._is_immediate = False
 
     @contextmanager
-    def watching(self) -> Iterator[StopRequest]:
-        """Installs the handlers (in the main thread; elsewhere signals cannot be caught) and restores the old ones."""
+    def watching(self) -> Iterator[None]:
+        """Installs the handlers (in the main thread; elsewhere signals cannot be caught) and restores the old ones.
+
+        A loader worker that dies of the same signal, sent to the whole process group, ends in the same error.
+        """
         if threading.current_thread() is not threading.main_thread():
-            yield self
+            yield
             return
         previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            yield self
+            yield
+        except RuntimeError as error:
+            if self.signal:
+                raise self.error() from error
+            raise
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def error(self, checkpoint: str) -> TrainingStopped:
-        """The error to end with after `checkpoint` was written."""
-        remedy = f"checkpoint {checkpoint}; go on with --resume"
+    @contextmanager
+    def immediate(self) -> Iterator[None]:
+        """Within the context, when nothing is at stake (an evaluation after a checkpoint), a signal ends at once."""
+        self._is_immediate = True
+        try:
+            yield
+        finally:
+            self._is_immediate = False
+
+    def error(self) -> TrainingStopped:
+        """The error to end with."""
+        remedy = (
+            f"checkpoint {self.checkpoint}; go on with --resume" if self.checkpoint else "there is no checkpoint yet"
+        )
         if self.signal == signal.SIGINT:
             return TrainingInterrupted("training interrupted (Ctrl-C)", remedy)
         return TrainingStopped("training stopped by request (SIGTERM)", remedy)
@@ -52,4 +77,6 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.signal == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = number
+        self.signal = self.signal or number
+        if self._is_immediate:
+            raise self.error()

@@ -28,6 +28,7 @@ from segzoo.engine.checkpoint import (
     save_checkpoint,
     set_random_state,
 )
+from segzoo.engine.device import autocast_dtype, device_text
 from segzoo.engine.ema import ModelEma
 from segzoo.engine.evaluate import evaluate_datasets
 from segzoo.engine.guard import StepRecord, raise_non_finite, summarize_step
@@ -57,6 +58,7 @@ class Trainer(TrainerBase):
 
     Attributes:
         model: the bare model, never wrapped.
+        must_stop: a rank was asked to stop; this step is the last one.
         num_micro_batches: consumed by this rank since the start of the run; the position of an exact resume.
     """
 
@@ -77,7 +79,9 @@ class Trainer(TrainerBase):
         self._accumulate = cfg.SOLVER.ACCUMULATE
         self._build_train_loader = train_loader or _default_loader(cfg)
         self._stop = StopRequest()
-        self._must_stop = False
+        self.must_stop = False
+        self._saved_iteration = 0
+        self._batches: Iterator[Batch] = iter(())
         checkpoint = self._read_last_checkpoint(force) if resume else None
         self.model = build_model(cfg)
         if cfg.SOLVER.CHANNELS_LAST:
@@ -88,7 +92,7 @@ class Trainer(TrainerBase):
         self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = build_optimizer(cfg, self.model)
         self.scheduler = build_lr_scheduler(cfg, self.optimizer)
-        self._amp_dtype = _amp_dtype(cfg, self.device)
+        self._amp_dtype = autocast_dtype(cfg, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self._amp_dtype == torch.float16)
         self._random_state: dict[str, Any] | None = None
         # Averaging starts from the weights that wrapping has made equal on all ranks.
@@ -107,19 +111,12 @@ class Trainer(TrainerBase):
             TrainingError: a loss that is not finite on any rank, or a checkpoint that cannot be written.
             TrainingStopped: after SIGTERM or Ctrl-C, with a checkpoint of the last finished step.
         """
-        start = self.start_iter
-        if start >= self.max_iter:
-            logger.info("Training was finished at iteration %d; nothing to do", start)
-            return
-        logger.info("Training iterations %d to %d on %s", start, self.max_iter, _device_text(self.device))
-        self.iter = start
+        start = self.iter = self.start_iter
+        logger.info("Training iterations %d to %d on %s", start, self.max_iter, device_text(self.device))
         with self._stop.watching(), EventStorage(start) as self.storage:
-            batches = iter(self._build_train_loader(self.num_micro_batches))
-            # Starting loader workers draws from the global generator: the restored state comes after the first batch.
-            self._batches: Iterator[Batch] = itertools.chain([next(batches)], batches)
-            if self._random_state is not None:
-                set_random_state(self._random_state)
             try:
+                if start < self.max_iter:
+                    self._start_loader()
                 self.before_train()
                 for iteration in range(start, self.max_iter):
                     self.iter = iteration
@@ -127,10 +124,10 @@ class Trainer(TrainerBase):
                     self.run_step()
                     self.after_step()
                     self._end_if_asked()
-                self.iter += 1
+                self.iter = max(start, self.max_iter)
             finally:
                 self.after_train()
-                del self._batches
+                self._batches = iter(())
 
     def run_step(self) -> None:
         """One optimiser step over SOLVER.ACCUMULATE micro-batches; all ranks stop together if a loss is not finite."""
@@ -154,7 +151,7 @@ class Trainer(TrainerBase):
         if self.ema is not None:
             self.ema.update()
         self.num_micro_batches += self._accumulate
-        self._must_stop = summary.num_stop_requests > 0
+        self.must_stop = summary.num_stop_requests > 0
         self.storage.put_scalars(total_loss=sum(summary.losses.values()), **summary.losses, grad_norm=summary.grad_norm)
         self.storage.put_scalar("data_time", data_seconds)
 
@@ -165,14 +162,14 @@ class Trainer(TrainerBase):
         """
         state = random_state()
         averaged = self.ema.averaged_weights() if self.ema is not None else contextlib.nullcontext()
-        with averaged:
+        with averaged, self._stop.immediate():
             results = evaluate_datasets(self.cfg, self.model)
         self.model.train()
         set_random_state(state)
         return results
 
-    def save(self, name: str) -> str:
-        """Writes the whole state as OUTPUT_DIR/name from rank 0; called on all ranks. Returns the path."""
+    def save(self, name: str) -> None:
+        """Writes the whole state as OUTPUT_DIR/name from rank 0; called on all ranks."""
         ranks = comm.gather({"random": random_state(), "buffers": _buffers_on_cpu(self.model)})
         path = os.path.join(self.cfg.OUTPUT_DIR, name)
         if comm.is_main_process():
@@ -182,7 +179,6 @@ class Trainer(TrainerBase):
                 "scheduler": self.scheduler.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "ema": self.ema.state_dict() if self.ema is not None else None,
-                "evaluation": self._evaluation.state_dict(),
                 "ranks": ranks,
                 "iteration": self.iter + 1,
                 "num_micro_batches": self.num_micro_batches,
@@ -190,7 +186,14 @@ class Trainer(TrainerBase):
             }
             save_checkpoint(self.cfg.OUTPUT_DIR, name, state, keep=self.cfg.SOLVER.CHECKPOINT_KEEP)
         comm.synchronize()
-        return path
+        self._stop.checkpoint, self._saved_iteration = path, self.iter + 1
+
+    def _start_loader(self) -> None:
+        batches = iter(self._build_train_loader(self.num_micro_batches))
+        # Whatever starting the loader draws from the global generators, the restored state comes after it.
+        self._batches = itertools.chain([next(batches)], batches)
+        if self._random_state is not None:
+            set_random_state(self._random_state)
 
     def _accumulate_gradient(self, batch: Batch, record: StepRecord, is_last: bool) -> None:
         # Gradients need one reduction over ranks a step, with the last micro-batch.
@@ -203,8 +206,10 @@ class Trainer(TrainerBase):
         record.add(batch, losses)
 
     def _end_if_asked(self) -> None:
-        if self._must_stop and self.iter + 1 < self.max_iter:
-            raise self._stop.error(self.save(periodic_name(self.iter + 1)))
+        if self.must_stop:
+            if self._saved_iteration != self.iter + 1:
+                self.save(periodic_name(self.iter + 1))
+            raise self._stop.error()
 
     def _read_last_checkpoint(self, force: bool) -> dict[str, Any] | None:
         path = last_checkpoint(self.cfg.OUTPUT_DIR)
@@ -229,7 +234,7 @@ class Trainer(TrainerBase):
                 self.ema.load_state_dict(checkpoint["ema"])
         except (RuntimeError, KeyError, ValueError) as error:
             raise CheckpointError(f"the last checkpoint does not fit: {error}", "resume with its own config") from error
-        self._evaluation.load_state_dict(checkpoint["evaluation"])
+        self._evaluation.restore()
         self.iter = self.start_iter = checkpoint["iteration"]
         # Equal to the saved count unless --force changed the accumulation.
         self.num_micro_batches = self.start_iter * self._accumulate
@@ -256,7 +261,6 @@ class Trainer(TrainerBase):
             hooks.IterationTimer(warmup_iter=1),
             hooks.LRScheduler(self.optimizer, self.scheduler),
             MemoryHook(solver.LOG_PERIOD, self.device),
-            self._evaluation,
         ]
         if comm.is_main_process():
             writers = [
@@ -265,7 +269,8 @@ class Trainer(TrainerBase):
                 TensorboardXWriter(self.cfg.OUTPUT_DIR),
             ]
             chain.append(hooks.PeriodicWriter(writers, period=solver.LOG_PERIOD))
-        return [*chain, CheckpointHook(solver.CHECKPOINT_PERIOD, self.save)]
+        # An evaluation that fails or is stopped costs nothing: the state is saved, and it is made up for on resume.
+        return [*chain, CheckpointHook(solver.CHECKPOINT_PERIOD, self.save), self._evaluation]
 
     def _evaluated_weights(self) -> dict[str, Any]:
         if self.ema is None:
@@ -279,21 +284,5 @@ def _default_loader(cfg: CfgNode) -> LoaderFactory:
     return lambda start_position: build_train_loader(cfg, start_position)
 
 
-def _amp_dtype(cfg: CfgNode, device: torch.device) -> torch.dtype | None:
-    if not cfg.SOLVER.AMP.ENABLED:
-        return None
-    if cfg.SOLVER.AMP.DTYPE == "float16" and device.type == "cuda":
-        return torch.float16
-    if cfg.SOLVER.AMP.DTYPE == "float16":
-        logger.warning("SOLVER.AMP.DTYPE float16 needs CUDA; bfloat16 is used on %s", device)
-    return torch.bfloat16
-
-
 def _buffers_on_cpu(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: buffer.detach().cpu() for name, buffer in model.named_buffers()}
-
-
-def _device_text(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)}), {comm.get_world_size()} process(es)"
-    return f"{device}, {torch.get_num_threads()} thread(s), {comm.get_world_size()} process(es)"

@@ -35,4 +35,9 @@ def _kept_lines(path: str, start_iteration: int) -> list[str]:
                 continue
             if iteration < start_iteration:
                 kept.append(line)
+            elif iteration == start_iteration:
+                # Results of the evaluation ("segm/AP") of the weights that are resumed from stay.
+                results = {key: value for key, value in json.loads(line).items() if "/" in key}
+                if results:
+                    kept.append(json.dumps({**results, "iteration": iteration}) + "\n")
     return kept
