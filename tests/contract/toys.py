@@ -1,0 +1,74 @@
+"""Every registered model at toy size, for the checks that all of them must pass.
+
+A new method joins by an entry in MODELS; test_models_cover_the_registry fails until it has one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.structures import BitMasks, Boxes, Instances
+
+from projects import get_cfg
+from segzoo.config import merge_config
+from segzoo.geometry.masks import mask_boxes
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+NUM_CLASSES = 3
+FCOS_TOY = ["MODEL.FCOS.NUM_CONVS", "1", "MODEL.FPN.OUT_CHANNELS", "64", "MODEL.TIMM.WEIGHTS", ""]
+RCNN_TOY = [
+    *("MODEL.TIMM.WEIGHTS", "", "MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "32"),
+    *("MODEL.ROI_MASK_HEAD.CONV_DIM", "16", "MODEL.ROI_MASK_HEAD.NUM_CONV", "1"),
+]
+# meta-architecture -> (config, changes that make it small)
+MODELS: dict[str, tuple[str, list[str]]] = {
+    "FCOS": ("fcos_EffLite0.yaml", FCOS_TOY),
+    "PolarMask": ("polarmask_EffLite0.yaml", FCOS_TOY),
+    "MaskRCNN": ("mask_rcnn_EffLite0.yaml", RCNN_TOY),
+}
+WITHOUT_MASKS = {"FCOS"}
+
+
+def toy_config(name: str, *options: Any) -> CfgNode:
+    """The config of a model of MODELS at toy size, for a CPU."""
+    config_file, changes = MODELS[name]
+    classes = ["MODEL.FCOS.NUM_CLASSES", str(NUM_CLASSES), "MODEL.ROI_HEADS.NUM_CLASSES", str(NUM_CLASSES)]
+    words = [*changes, *classes, "MODEL.DEVICE", "cpu", *map(str, options)]
+    return merge_config(get_cfg(), str(CONFIGS / config_file), words)
+
+
+def ellipse(size: tuple[int, int], center: tuple[float, float], radii: tuple[float, float]) -> np.ndarray:
+    """(H, W) boolean mask."""
+    y, x = np.mgrid[: size[0], : size[1]] + 0.5
+    return ((x - center[0]) / radii[0]) ** 2 + ((y - center[1]) / radii[1]) ** 2 < 1
+
+
+def make_input(size: tuple[int, int], masks: list[np.ndarray], seed: int = 0, **fields: Any) -> dict[str, Any]:
+    """A mapper's training sample: a noise image of `size` (H, W) and the given masks, of classes 0, 1, 2, 0, ..."""
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    stack = torch.from_numpy(np.stack(masks)) if masks else torch.zeros(0, *size, dtype=torch.bool)
+    instances = Instances(size)
+    instances.gt_boxes = Boxes(mask_boxes(stack))
+    instances.gt_classes = torch.arange(len(stack)) % NUM_CLASSES
+    instances.gt_masks = BitMasks(stack)
+    sample = {"image": image, "height": size[0], "width": size[1], "file_name": f"{seed}.png", "image_id": seed}
+    return sample | {"instances": instances} | fields
+
+
+def losses_and_gradients(model: torch.nn.Module, batch: list[dict]) -> dict[str, torch.Tensor]:
+    """Losses of a training step; checks that they are finite and reach every trainable parameter."""
+    model.train()
+    model.zero_grad(set_to_none=True)
+    losses = model(batch)
+    torch.stack(list(losses.values())).sum().backward()
+    for key, value in losses.items():
+        assert torch.isfinite(value), key
+    for key, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, f"{key} has no gradient"
+            assert torch.isfinite(parameter.grad).all(), f"{key} has a gradient that is not finite"
+    return {key: value.detach() for key, value in losses.items()}

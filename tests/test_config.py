@@ -1,0 +1,77 @@
+"""Config files and overrides: what is wrong is said with the key, the value and the remedy (ACCEPTANCE case 45)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from projects import get_cfg
+from segzoo.config import merge_config
+from segzoo.errors import ConfigError
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_config_merges(path: Path) -> None:
+    cfg = merge_config(get_cfg(), str(path))
+    assert path.stem.startswith("Base") or cfg.MODEL.META_ARCHITECTURE in ("FCOS", "PolarMask", "MaskRCNN")
+
+
+def test_polarmask_r50_is_the_recipe_of_the_paper(repository: Path) -> None:
+    cfg = merge_config(get_cfg(), str(repository / "configs/polarmask_R50.yaml"))
+    assert cfg.MODEL.POLARMASK.NUM_RAYS == 36
+    assert cfg.MODEL.FCOS.CENTER_SAMPLING_RADIUS == 1.5
+    assert cfg.MODEL.FCOS.SIZES_OF_INTEREST == [64, 128, 256, 512]
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH) == (0.01, 16)
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (90000, (60000, 80000))
+    assert (cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.WEIGHT_DECAY_BIAS, cfg.SOLVER.BIAS_LR_FACTOR) == (1e-4, 0.0, 2.0)
+    assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN) == ((800,), 1333)
+
+
+def test_merge_config_unknown_key_names_the_nearest(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text("MODEL:\n  POLARMASK:\n    NUM_RAY: 36\n")
+    with pytest.raises(ConfigError, match=r"NUM_RAY'(.|\n)*MODEL\.POLARMASK\.NUM_RAYS"):
+        merge_config(get_cfg(), str(path))
+    with pytest.raises(ConfigError, match=r"SOLVER\.BASE_LRR'(.|\n)*SOLVER\.BASE_LR'"):
+        merge_config(get_cfg(), "", ["SOLVER.BASE_LRR", "0.1"])
+
+
+def test_merge_config_wrong_type_names_key_and_value() -> None:
+    with pytest.raises(ConfigError, match=r"NUM_RAYS many"):
+        merge_config(get_cfg(), "", ["MODEL.POLARMASK.NUM_RAYS", "many"])
+
+
+def test_merge_config_odd_number_of_words_is_refused() -> None:
+    with pytest.raises(ConfigError, match="KEY VALUE"):
+        merge_config(get_cfg(), "", ["SOLVER.BASE_LR"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["MODEL: [unclosed", "MODEL: !!python/object/apply:os.system ['echo never > pwned']"],
+    ids=["broken", "code"],
+)
+def test_merge_config_reads_files_as_data_only(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"bad\.yaml"):
+        merge_config(get_cfg(), "bad.yaml")
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_merge_config_missing_file_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+        merge_config(get_cfg(), "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("NUM_RAYS", "2"), ("PARTS", "some"), ("MASK_LOSS", "iou"), ("CENTERNESS", "box")],
+)
+def test_polarmask_impossible_values_are_refused(key: str, value: str) -> None:
+    from polarmask import PolarMask
+
+    cfg = merge_config(get_cfg(), "", [f"MODEL.POLARMASK.{key}", value])
+    with pytest.raises(ConfigError, match=rf"MODEL\.POLARMASK\.{key}"):
+        PolarMask.from_config(cfg)
