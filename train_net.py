@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import sys
+from collections.abc import Mapping
 
 from detectron2.modeling import build_model
 from detectron2.utils import comm
@@ -30,10 +32,22 @@ def main(args: argparse.Namespace) -> None:
         load_weights(model, cfg.MODEL.WEIGHTS, args.allow_head_mismatch)
         results = evaluate_datasets(cfg, model)
         if comm.is_main_process():
-            print(json.dumps(results))
+            print(as_json(results))
         return
     trainer = Trainer(cfg, resume=args.resume, force=args.force, allow_head_mismatch=args.allow_head_mismatch)
     trainer.train()
+
+
+def as_json(results: dict[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """One line of strict JSON: what does not exist (the AP of a class without objects) is null."""
+    plain = {
+        name: {
+            task: {key: value if math.isfinite(value) else None for key, value in metrics.items()}
+            for task, metrics in tasks.items()
+        }
+        for name, tasks in results.items()
+    }
+    return json.dumps(plain)
 
 
 def run(argv: list[str] | None = None) -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
+import torch.distributed as dist
 from detectron2.utils import comm
 
 from segzoo.errors import SegZooError
@@ -27,3 +30,19 @@ def on_main_process(action: Callable[[], Result]) -> Result:
     if failure is not None:
         raise failure
     return result
+
+
+@contextmanager
+def main_process_buffers(model: torch.nn.Module) -> Iterator[None]:
+    """Within the context every rank's model has rank 0's buffers; its own come back afterwards."""
+    if comm.get_world_size() == 1:
+        yield
+        return
+    own = [buffer.detach().clone() for buffer in model.buffers()]
+    for buffer in model.buffers():
+        dist.broadcast(buffer, src=0)
+    try:
+        yield
+    finally:
+        for buffer, values in zip(model.buffers(), own, strict=True):
+            buffer.copy_(values)

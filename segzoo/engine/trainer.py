@@ -29,6 +29,7 @@ from segzoo.engine.checkpoint import (
     set_random_state,
 )
 from segzoo.engine.device import autocast_dtype, device_text
+from segzoo.engine.distributed import main_process_buffers
 from segzoo.engine.ema import ModelEma
 from segzoo.engine.evaluate import evaluate_datasets
 from segzoo.engine.guard import StepRecord, raise_non_finite, summarize_step
@@ -158,13 +159,14 @@ class Trainer(TrainerBase):
     def evaluate(self) -> dict[str, Results]:
         """Results of every set of DATASETS.TEST with the averaged weights if there are any; {} on other ranks.
 
+        All ranks use rank 0's buffers (batch norm's statistics are each rank's own), those that are saved.
+
         The random state is kept, so that a run's losses do not depend on when it is evaluated.
         """
         state = random_state()
         averaged = self.ema.averaged_weights() if self.ema is not None else contextlib.nullcontext()
-        with averaged, self._stop.immediate():
+        with averaged, main_process_buffers(self.model), self._stop.immediate():
             results = evaluate_datasets(self.cfg, self.model)
-        self.model.train()
         set_random_state(state)
         return results
 
@@ -251,9 +253,12 @@ class Trainer(TrainerBase):
     def _wrap(self) -> torch.nn.Module:
         if comm.get_world_size() == 1:
             return self.model
-        # device_ids must stay None on a CPU. Buffers are each rank's own (saved by rank), not rank 0's.
+        # device_ids must stay None on a CPU.
         device_ids = [self.device.index or torch.cuda.current_device()] if self.device.type == "cuda" else None
-        return DistributedDataParallel(self.model, device_ids=device_ids, broadcast_buffers=False)
+        wrapped = DistributedDataParallel(self.model, device_ids=device_ids)
+        # From here on buffers are each rank's own (saved by rank), not rank 0's. torch 2.13 renamed the argument.
+        wrapped.broadcast_buffers = False
+        return wrapped
 
     def _build_hooks(self) -> list[hooks.HookBase]:
         solver = self.cfg.SOLVER

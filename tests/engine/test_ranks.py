@@ -25,17 +25,26 @@ def options(output_dir: Path, **changes: object) -> list[str]:
     return tiny_options(output_dir, **defaults | changes)
 
 
-def assert_ranks_have_equal_weights(output_dir: Path) -> None:
-    first, second = (torch.load(output_dir / f"weights_rank{rank}.pt", weights_only=True) for rank in (0, 1))
+def assert_ranks_have_equal_tensors(output_dir: Path, kind: str) -> dict[str, torch.Tensor]:
+    first, second = (torch.load(output_dir / f"{kind}_rank{rank}.pt", weights_only=True) for rank in (0, 1))
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), name
+    return first
 
 
 def test_torchrun_ranks_end_with_equal_weights_though_one_has_no_objects(tmp_path: Path) -> None:
-    code, output = run_tiny([*data_with_an_empty_rank(tmp_path), *options(tmp_path / "out")], prefix=TORCHRUN)
+    data = data_with_an_empty_rank(tmp_path)
+    val = ["--val-json", data[1], "--val-images", data[3]]
+    changes = {"SOLVER__EMA__ENABLED": True}
+    code, output = run_tiny([*data, *val, *options(tmp_path / "out", **changes)], prefix=TORCHRUN)
     assert code == 0, output
     assert sorted(read_losses(tmp_path / "out")) == list(range(5))
-    assert_ranks_have_equal_weights(tmp_path / "out")
+    assert_ranks_have_equal_tensors(tmp_path / "out", "weights")
+    # Batch norm's statistics are each rank's own, but both evaluate what is saved.
+    evaluated = assert_ranks_have_equal_tensors(tmp_path / "out", "evaluated")
+    best = torch.load(tmp_path / "out" / "model_best.pth", weights_only=True)["model"]
+    for name, tensor in best.items():
+        assert torch.equal(tensor, evaluated[name]), name
 
 
 @pytest.mark.slow

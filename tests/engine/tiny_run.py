@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from segzoo.config import get_segzoo_cfg
+from segzoo.engine import trainer as trainer_module
 from segzoo.engine.arguments import build_argument_parser
 from segzoo.engine.launch import launch
 from segzoo.engine.setup import setup
@@ -137,9 +138,17 @@ def read_losses(output_dir: Path) -> dict[int, tuple[float, float, float]]:
     return losses
 
 
+def record_evaluation(cfg: CfgNode, model: nn.Module) -> dict:
+    """Stands for evaluate_datasets: notes what this rank would evaluate."""
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    torch.save(model.state_dict(), os.path.join(cfg.OUTPUT_DIR, f"evaluated_rank{rank}.pt"))
+    return {"tiny": {"segm": {"AP": 1.0}}} if rank == 0 else {}
+
+
 def main(args) -> None:  # type: ignore[no-untyped-def]
     """What train_net's main does, for TinyNet; dumps each rank's weights at the end."""
     torch.set_num_threads(1)
+    trainer_module.evaluate_datasets = record_evaluation
     cfg = setup(get_segzoo_cfg(), args)
     trainer = Trainer(cfg, resume=args.resume, force=args.force)
     trainer.train()
