@@ -13,12 +13,11 @@ Shape shorthand: M masks, P points, n rays, S segments, Q pairs of point and seg
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from segzoo.geometry.components import find_runs
+from segzoo.geometry.components import Runs, Segments, expand, outline_segments
 
 # The distance of a ray that meets nothing, as in the paper (section 3.2).
 NO_HIT_PX = 1e-6
@@ -26,17 +25,6 @@ NO_HIT_PX = 1e-6
 ANGLE_TOLERANCE = 1e-4
 # Point-segment pairs held at once; bounds the memory to some 200 MB.
 MAX_PAIRS = 4_000_000
-
-
-class Segments(NamedTuple):
-    """Axis-parallel pieces of outlines, ordered by mask.
-
-    mask: (S,) int64. start_px, end_px: (S, 2) x and y.
-    """
-
-    mask: Tensor
-    start_px: Tensor
-    end_px: Tensor
 
 
 def ray_angles(num_rays: int, device: torch.device | None = None) -> Tensor:
@@ -50,30 +38,13 @@ def ray_directions(num_rays: int, device: torch.device | None = None) -> Tensor:
     return torch.stack((angles.sin(), angles.cos()), dim=1).float()
 
 
-def outline_segments(masks: Tensor) -> Segments:
-    """The maximal horizontal and vertical pieces of the outlines of (M, H, W) boolean masks."""
-    pieces = []
-    for is_vertical in (False, True):
-        oriented = masks.transpose(1, 2) if is_vertical else masks
-        padded = torch.nn.functional.pad(oriented.to(torch.uint8), (0, 0, 1, 1)).bool()
-        runs = find_runs(padded[:, 1:] ^ padded[:, :-1])
-        start = torch.stack((runs.x0, runs.row), dim=1).float()
-        end = torch.stack((runs.x1, runs.row), dim=1).float()
-        if is_vertical:
-            start, end = start.flip(1), end.flip(1)
-        pieces.append((runs.mask, start, end))
-    mask, start, end = (torch.cat(column) for column in zip(*pieces, strict=True))
-    order = mask.argsort(stable=True)
-    return Segments(mask[order], start[order], end[order])
-
-
 def cast_rays(
-    masks: Tensor, points_px: Tensor, point_masks: Tensor, num_rays: int, *, max_pairs: int = MAX_PAIRS
+    runs: Runs, points_px: Tensor, point_masks: Tensor, num_rays: int, *, max_pairs: int = MAX_PAIRS
 ) -> Tensor:
     """The farthest crossing of every ray with the outline of the point's mask.
 
     Args:
-        masks: (M, H, W) bool.
+        runs: of M masks.
         points_px: (P, 2) x and y in continuous pixels; a point may lie outside its mask.
         point_masks: (P,) int64 index of each point's mask.
         num_rays: n.
@@ -82,18 +53,14 @@ def cast_rays(
     Returns:
         (P, n) float32 distances in pixels, `NO_HIT_PX` for a ray that meets nothing.
     """
-    segments = outline_segments(masks)
-    index = torch.arange(len(masks), device=masks.device)
-    first = torch.searchsorted(segments.mask, index)
-    count = torch.searchsorted(segments.mask, index, right=True) - first
-    point_count = count[point_masks]
+    segments = outline_segments(runs)
+    first = torch.searchsorted(segments.mask, point_masks)
+    count = torch.searchsorted(segments.mask, point_masks, right=True) - first
     distances = points_px.new_full((len(points_px), num_rays), NO_HIT_PX, dtype=torch.float32)
-    for block in _blocks(point_count, max_pairs):
-        point = torch.arange(block.start, block.stop, device=masks.device).repeat_interleave(point_count[block])
-        within = torch.arange(len(point), device=masks.device)
-        within = within - (point_count[block].cumsum(0) - point_count[block])[point - block.start]
-        segment = first[point_masks[point]] + within
-        _cast_pairs(distances, points_px.float(), segments, point, segment)
+    for block in _blocks(count, max_pairs):
+        owner, position = expand(count[block])
+        point = owner + block.start
+        _cast_pairs(distances, points_px.float(), segments, point, first[point] + position)
     return distances
 
 
@@ -132,11 +99,9 @@ def _cast_pairs(distances: Tensor, points_px: Tensor, segments: Segments, point:
     hits = torch.where(offset == 0, 0, hits).long().clamp(min=0)
 
     pair = hits.nonzero().squeeze(1)
-    repeats = hits[pair]
-    ray = first_ray[pair].long().repeat_interleave(repeats)
-    ray = ray + torch.arange(len(ray), device=ray.device) - (repeats.cumsum(0) - repeats).repeat_interleave(repeats)
-    ray = ray.remainder(num_rays)
-    pair = pair.repeat_interleave(repeats)
+    owner, position = expand(hits[pair])
+    pair = pair[owner]
+    ray = (first_ray[pair].long() + position).remainder(num_rays)
     direction = ray_directions(num_rays, points_px.device)[ray]
     along = torch.where(is_vertical[pair], direction[:, 0], direction[:, 1])
     length = offset[pair] / along

@@ -14,7 +14,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from polarmask.rays import cast_rays
-from segzoo.geometry.components import largest_parts
+from segzoo.geometry.components import find_runs, largest_parts
 from segzoo.modeling.fcos.assign import assign_locations, box_distances
 from segzoo.modeling.fcos.locations import Locations
 
@@ -76,7 +76,7 @@ def polar_targets(
     all_classes = torch.cat(classes)
     positives = (all_classes < num_classes).nonzero().squeeze(1)
     rays = cast_rays(
-        masks if parts == "all" else largest.masks,
+        find_runs(masks) if parts == "all" else largest.runs,
         locations.points_px[positives % len(locations.points_px)],
         torch.cat(owners)[positives],
         num_rays,

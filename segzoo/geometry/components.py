@@ -1,10 +1,10 @@
-"""Connected parts and holes of many masks at once, on any device, without walking along contours.
+"""Connected parts, holes and outlines of many masks at once, on any device, without walking along contours.
 
-A mask is cut into its horizontal runs; touching runs of neighbouring rows are the edges of a graph, and the parts
-are its connected components, found by letting every run point to the smallest run it can reach. The work grows with
-the number of runs (about the height of the objects), not with their pixels.
+A mask is cut into its horizontal runs, once; everything else works on the runs and grows with their number (about the
+height of the objects), not with the pixels. Touching runs of neighbouring rows are the edges of a graph, and the parts
+are its connected components, found by letting every run point to the smallest run it can reach.
 
-Shape shorthand: M masks, T runs, H, W.
+Shape shorthand: M masks, T runs, S segments, H, W.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 class Runs(NamedTuple):
     """Horizontal runs of set pixels, ordered by mask, row, column; all (T,) int64.
 
-    A run covers the pixels x0 <= x < x1 of one row of one mask.
+    A run covers the pixels x0 <= x < x1 of one row of one mask; runs of a row do not touch.
     """
 
     mask: Tensor
@@ -31,59 +31,72 @@ class Runs(NamedTuple):
         return Runs(*(column[index] for column in self))
 
 
+class Segments(NamedTuple):
+    """Maximal axis-parallel pieces of the outlines of masks, ordered by mask.
+
+    mask: (S,) int64. start_px, end_px: (S, 2) float32 x and y.
+    """
+
+    mask: Tensor
+    start_px: Tensor
+    end_px: Tensor
+
+
 class Parts(NamedTuple):
     """The largest part of every mask, its holes filled.
 
-    masks: (M, H, W) bool. areas: (M,) pixels, 0 for an empty mask.
+    runs: of these parts. areas: (M,) pixels, 0 for an empty mask.
     centers_px: (M, 2) x and y of the mass centre in continuous pixels, 0 for an empty mask.
     """
 
-    masks: Tensor
+    runs: Runs
     areas: Tensor
     centers_px: Tensor
 
 
 def find_runs(masks: Tensor) -> Runs:
     """The horizontal runs of (M, H, W) boolean masks."""
-    padded = torch.nn.functional.pad(masks.to(torch.uint8), (1, 1)).bool()
-    before, after = padded[..., :-1], padded[..., 1:]
-    # Starts and ends alternate in every row, so that the i-th start belongs to the i-th end.
-    mask, row, x0 = (after & ~before).nonzero(as_tuple=True)
-    x1 = (before & ~after).nonzero(as_tuple=True)[2]
-    return Runs(mask, row, x0, x1)
+    padded = torch.nn.functional.pad(masks, (1, 1))
+    # Starts and ends alternate, so that two neighbouring changes bound a run.
+    mask, row, x = (padded[..., 1:] ^ padded[..., :-1]).nonzero(as_tuple=True)
+    return Runs(mask[::2], row[::2], x[::2], x[1::2])
 
 
 def paint_runs(runs: Runs, size: tuple[int, int, int]) -> Tensor:
-    """The (M, H, W) = `size` boolean masks that consist of the given runs (which must not overlap)."""
+    """The (M, H, W) = `size` boolean masks that consist of the given runs."""
     num_masks, height, width = size
     steps = torch.zeros((num_masks, height, width + 1), dtype=torch.int8, device=runs.x0.device)
-    one = torch.ones_like(runs.x0, dtype=torch.int8)
-    steps.index_put_((runs.mask, runs.row, runs.x0), one, accumulate=True)
-    steps.index_put_((runs.mask, runs.row, runs.x1), -one, accumulate=True)
+    steps[runs.mask, runs.row, runs.x0] = 1
+    steps[runs.mask, runs.row, runs.x1] = -1
     return steps.cumsum(dim=2, dtype=torch.int8)[..., :width] > 0
 
 
-def label_runs(runs: Runs, size: tuple[int, int, int], *, diagonal: bool) -> Tensor:
+def label_runs(runs: Runs, *, diagonal: bool) -> Tensor:
     """(T,) the smallest index of a run in the same connected part.
 
     Args:
         runs: T runs in order.
-        size: (M, H, W).
         diagonal: whether pixels that touch at a corner are connected (8-connectivity).
     """
-    _, height, width = size
-    line = runs.mask * height + runs.row
-    spacing = width + 2
-    starts, ends = line * spacing + runs.x0, line * spacing + runs.x1
-    below = (line + 1) * spacing
+    if len(runs.row) == 0:
+        return runs.row
+    # Keys that leave a line empty between two masks, so that no run reaches into the next mask.
+    width, height = runs.x1.max() + 2, runs.row.max() + 2
+    line = (runs.mask * height + runs.row) * width
+    starts, ends, below = line + runs.x0, line + runs.x1, line + width
     # Runs [c, d) of the next row touch [a, b) when c < b and d > a; at a corner also when c == b or d == a.
     first = torch.searchsorted(ends, below + runs.x0, right=not diagonal)
     last = torch.searchsorted(starts, below + runs.x1, right=diagonal)
-    count = torch.where(runs.row + 1 < height, (last - first).clamp(min=0), 0)
-    upper = torch.arange(len(line), device=line.device).repeat_interleave(count)
-    offset = torch.arange(len(upper), device=line.device) - (count.cumsum(0) - count)[upper]
-    lower = first[upper] + offset
-    return _smallest_reachable(upper, lower, len(line))
+    count = (last - first).clamp(min=0)
+    upper, offset = expand(count)
+    return _smallest_reachable(upper, first[upper] + offset, len(line))
+
+
+def expand(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Ragged pairs: every index i repeated counts[i] times, and the position 0 .. counts[i] - 1 of each repetition."""
+    owner = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    position = torch.arange(len(owner), device=counts.device) - (counts.cumsum(0) - counts)[owner]
+    return owner, position
 
 
 def _smallest_reachable(upper: Tensor, lower: Tensor, num_nodes: int) -> Tensor:
@@ -101,19 +114,75 @@ def _smallest_reachable(upper: Tensor, lower: Tensor, num_nodes: int) -> Tensor:
             return labels
 
 
-def fill_holes(masks: Tensor) -> Tensor:
-    """(M, H, W) boolean masks with every background part that does not reach the image border filled."""
-    num_masks, height, width = masks.shape
-    # A frame of background makes everything outside one part: that of the mask's first run.
-    background = torch.nn.functional.pad(~masks, (1, 1, 1, 1), value=True)
-    runs = find_runs(background)
-    labels = label_runs(runs, (num_masks, height + 2, width + 2), diagonal=False)
-    first_run = torch.searchsorted(runs.mask, torch.arange(num_masks, device=masks.device))
-    is_hole = labels != first_run[runs.mask]
-    if not bool(is_hole.any()):
-        return masks
-    holes = paint_runs(runs.select(is_hole), (num_masks, height + 2, width + 2))
-    return masks | holes[:, 1:-1, 1:-1]
+def fill_holes(runs: Runs) -> Runs:
+    """The runs of the same masks with every background part that does not reach a mask's outside filled."""
+    gaps, is_open = _gaps(runs)
+    labels = label_runs(gaps, diagonal=False)
+    is_outside = torch.zeros_like(is_open)
+    is_outside[labels[is_open]] = True
+    holes = gaps.select(~is_outside[labels])
+    if len(holes.row) == 0:
+        return runs
+    both = Runs(*(torch.cat(columns) for columns in zip(runs, holes, strict=True)))
+    height = both.row.max() + 1
+    line, x0, x1 = _toggle(both.mask * height + both.row, both.x0, both.x1)
+    return Runs(line // height, line % height, x0, x1)
+
+
+def _gaps(runs: Runs) -> tuple[Runs, Tensor]:
+    """The background of every row that has runs, and whether each gap is open to the outside.
+
+    Open are the gaps at both ends of a row (which reach to -1 and far beyond any image), and all gaps of a row above
+    or below which the mask has no runs.
+    """
+    far = torch.iinfo(torch.int32).max
+    line = runs.mask * (runs.row.max() + 2 if len(runs.row) else 1) + runs.row
+    step = line.diff(prepend=line.new_full((1,), -far), append=line.new_full((1,), far))
+    is_first, is_last = step[:-1] != 0, step[1:] != 0
+    lines, line_of_run = line.unique_consecutive(return_inverse=True)
+    gap_above = lines.diff(prepend=lines.new_full((1,), -far)) != 1
+    gap_below = lines.diff(append=lines.new_full((1,), far)) != 1
+    # Every run is followed by a gap; the first run of a row is preceded by one as well.
+    owner, position = expand(1 + is_first.long())
+    is_before = is_first[owner] & (position == 0)
+    next_x0 = torch.where(is_last, far, runs.x0.roll(-1))
+    x0 = torch.where(is_before, -1, runs.x1[owner])
+    x1 = torch.where(is_before, runs.x0[owner], next_x0[owner])
+    is_open = is_before | is_last[owner] | (gap_above | gap_below)[line_of_run][owner]
+    return Runs(runs.mask[owner], runs.row[owner], x0, x1), is_open
+
+
+def _toggle(line: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The symmetric difference of integer intervals [start, end) on lines, as maximal intervals in order.
+
+    An interval's ends switch its line on and off; two ends at one place cancel.
+    """
+    span = end.max() + 1 if len(end) else 1
+    keys = torch.cat((line * span + start, line * span + end)).sort().values
+    is_pair = keys[1:] == keys[:-1]
+    is_single = torch.ones_like(keys, dtype=torch.bool)
+    is_single[1:] &= ~is_pair
+    is_single[:-1] &= ~is_pair
+    keys = keys[is_single]
+    return keys[::2] // span, keys[::2] % span, keys[1::2] % span
+
+
+def outline_segments(runs: Runs) -> Segments:
+    """The maximal horizontal and vertical pieces of the outlines of masks, given as runs."""
+    if len(runs.row) == 0:
+        none = runs.x0.new_zeros(0, 2).float()
+        return Segments(runs.mask, none, none)
+    width, height = runs.x1.max() + 1, runs.row.max() + 2
+    # A row's runs are seen from its upper and from its lower side; where both rows are set nothing is left.
+    upper = runs.mask * height + runs.row
+    line, x0, x1 = _toggle(torch.cat((upper, upper + 1)), runs.x0.repeat(2), runs.x1.repeat(2))
+    column = runs.mask * width + torch.stack((runs.x0, runs.x1))
+    x_line, y0, y1 = _toggle(column.flatten(), runs.row.repeat(2), runs.row.repeat(2) + 1)
+    mask = torch.cat((line // height, x_line // width))
+    start = torch.cat((torch.stack((x0, line % height), dim=1), torch.stack((x_line % width, y0), dim=1)))
+    end = torch.cat((torch.stack((x1, line % height), dim=1), torch.stack((x_line % width, y1), dim=1)))
+    order = mask.argsort(stable=True)
+    return Segments(mask[order], start[order].float(), end[order].float())
 
 
 def largest_parts(masks: Tensor) -> Parts:
@@ -125,20 +194,19 @@ def largest_parts(masks: Tensor) -> Parts:
     Args:
         masks: (M, H, W) bool.
     """
-    size = (masks.shape[0], masks.shape[1], masks.shape[2])
-    filled = fill_holes(masks)
-    runs = find_runs(filled)
-    labels = label_runs(runs, size, diagonal=True)
+    num_masks = len(masks)
+    runs = fill_holes(find_runs(masks))
+    labels = label_runs(runs, diagonal=True)
     length = runs.x1 - runs.x0
     part_areas = torch.zeros_like(length).index_add_(0, labels, length)
-    areas = part_areas.new_zeros(size[0]).scatter_reduce_(0, runs.mask, part_areas, "amax")
-    is_largest = part_areas == areas[runs.mask]
+    areas = part_areas.new_zeros(num_masks).scatter_reduce_(0, runs.mask, part_areas, "amax")
+    # Labels are smallest run indices: the smallest label of a largest part is the first such part.
     num_runs = len(labels)
-    root = torch.full_like(areas, num_runs).scatter_reduce_(
-        0, runs.mask, torch.where(is_largest, torch.arange(num_runs, device=labels.device), num_runs), "amin"
-    )
+    is_largest = part_areas[labels] == areas[runs.mask]
+    root = torch.full_like(areas, num_runs)
+    root.scatter_reduce_(0, runs.mask, torch.where(is_largest, labels, num_runs), "amin")
     kept = runs.select(labels == root[runs.mask])
     length = (kept.x1 - kept.x0).double()
     moments = torch.stack((length * (kept.x0 + kept.x1) / 2, length * (kept.row + 0.5)), dim=1)
-    centers = moments.new_zeros(size[0], 2).index_add_(0, kept.mask, moments) / areas.clamp(min=1)[:, None]
-    return Parts(paint_runs(kept, size), areas, centers.float())
+    centers = moments.new_zeros(num_masks, 2).index_add_(0, kept.mask, moments) / areas.clamp(min=1)[:, None]
+    return Parts(kept, areas, centers.float())

@@ -10,7 +10,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from polarmask.losses import polar_centerness
 from polarmask.rays import cast_rays
 from polarmask.targets import polar_targets
-from segzoo.geometry.components import largest_parts
+from segzoo.geometry.components import find_runs, largest_parts
 from segzoo.geometry.masks import mask_boxes
 from segzoo.modeling.fcos.locations import Locations, compute_locations
 
@@ -101,7 +101,7 @@ def test_polar_targets_equal_the_oracle_location_by_location(batch: list[Instanc
     for row, (_, image, index, owner) in enumerate(found):
         point = locations.points_px[index : index + 1]
         mask = batch[image].gt_masks.tensor[owner : owner + 1]
-        torch.testing.assert_close(targets.rays_px[row], cast_rays(mask, point, torch.tensor([0]), 36)[0])
+        torch.testing.assert_close(targets.rays_px[row], cast_rays(find_runs(mask), point, torch.tensor([0]), 36)[0])
         x, y = point[0].tolist()
         x0, y0, x1, y1 = batch[image].gt_boxes.tensor[owner].tolist()
         assert targets.box_distances_px[row].tolist() == pytest.approx([x - x0, y - y0, x1 - x, y1 - y])

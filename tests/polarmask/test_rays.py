@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from polarmask.decode import rays_to_contours
-from polarmask.rays import NO_HIT_PX, cast_rays, outline_segments, ray_directions
-from segzoo.geometry.components import largest_parts
+from polarmask.rays import NO_HIT_PX, cast_rays, ray_directions
+from segzoo.geometry.components import find_runs, largest_parts, outline_segments
 from segzoo.geometry.polygons import polygons_to_rles
 from segzoo.geometry.rle import RLEMasks
 
@@ -83,7 +83,7 @@ def test_cast_rays_on_noise_equals_the_slow_oracle(num_rays: int) -> None:
     # Half-integer points and points on the lines between pixels, inside and outside of the masks.
     points = torch.from_numpy(np.concatenate([rng.integers(0, 12, (6, 2)), rng.integers(0, 12, (6, 2)) + 0.5]))
     owners = torch.arange(12) % 3
-    rays = cast_rays(masks, points.float(), owners, num_rays).numpy()
+    rays = cast_rays(find_runs(masks), points.float(), owners, num_rays).numpy()
     for point, owner, found in zip(points.numpy(), owners, rays, strict=True):
         np.testing.assert_allclose(found, cast_slowly(masks[owner].numpy(), point, num_rays), atol=2e-3)
 
@@ -96,7 +96,7 @@ def test_cast_rays_on_blobs_agrees_with_the_pixel_march(radius: int) -> None:
         parts = largest_parts(mask[None])
         shifts = np.random.default_rng(seed).uniform(-radius / 3, radius / 3, (2, 2))
         points = torch.from_numpy(parts.centers_px.numpy() + np.concatenate([np.zeros((1, 2)), shifts])).float()
-        rays = cast_rays(mask[None], points, FIRST.expand(3), 36).numpy()
+        rays = cast_rays(find_runs(mask[None]), points, FIRST.expand(3), 36).numpy()
         errors += [np.abs(found - march(mask, p, 36)) for found, p in zip(rays, points.numpy(), strict=True)]
     assert (np.concatenate(errors) <= 1).mean() >= 0.99
 
@@ -107,7 +107,7 @@ def test_contours_of_36_rays_recover_blobs(radius: int) -> None:
     for seed in range(8):
         mask = make_blob(radius, seed)
         parts = largest_parts(mask[None])
-        contour = rays_to_contours(parts.centers_px, cast_rays(parts.masks, parts.centers_px, FIRST, 36))
+        contour = rays_to_contours(parts.centers_px, cast_rays(parts.runs, parts.centers_px, FIRST, 36))
         drawn = RLEMasks(polygons_to_rles(contour.double().numpy(), *mask.shape), tuple(mask.shape)).to_tensor()[0]
         overlaps.append(float((drawn & mask).sum() / (drawn | mask).sum()))
     assert np.mean(overlaps) >= 0.95
@@ -116,7 +116,7 @@ def test_contours_of_36_rays_recover_blobs(radius: int) -> None:
 def test_cast_rays_from_the_centre_of_a_rectangle_has_the_closed_form() -> None:
     mask = torch.zeros(1, 40, 60, dtype=torch.bool)
     mask[0, 10:30, 12:48] = True
-    rays = cast_rays(mask, torch.tensor([[30.0, 20.0]]), FIRST, 72)[0]
+    rays = cast_rays(find_runs(mask), torch.tensor([[30.0, 20.0]]), FIRST, 72)[0]
     directions = ray_directions(72).abs()
     expected = torch.minimum(18 / directions[:, 0], 10 / directions[:, 1])
     torch.testing.assert_close(rays, expected, atol=2e-3, rtol=0)
@@ -125,14 +125,14 @@ def test_cast_rays_from_the_centre_of_a_rectangle_has_the_closed_form() -> None:
 def test_cast_rays_starts_at_plus_y_and_turns_towards_plus_x() -> None:
     mask = torch.zeros(1, 20, 20, dtype=torch.bool)
     mask[0, 8:18, 8:13] = True
-    rays = cast_rays(mask, torch.tensor([[10.0, 10.0]]), FIRST, 4)[0]
+    rays = cast_rays(find_runs(mask), torch.tensor([[10.0, 10.0]]), FIRST, 4)[0]
     torch.testing.assert_close(rays, torch.tensor([8.0, 3.0, 2.0, 2.0]))
 
 
 def test_cast_rays_from_outside_marks_rays_that_meet_nothing() -> None:
     mask = torch.zeros(1, 20, 20, dtype=torch.bool)
     mask[0, 9:12, 15:18] = True
-    rays = cast_rays(mask, torch.tensor([[5.5, 10.5]]), FIRST, 36)[0]
+    rays = cast_rays(find_runs(mask), torch.tensor([[5.5, 10.5]]), FIRST, 36)[0]
     assert float(rays[9]) == pytest.approx(12.5)
     assert (rays[[0, 18, 27]] == NO_HIT_PX).all()
 
@@ -140,28 +140,28 @@ def test_cast_rays_from_outside_marks_rays_that_meet_nothing() -> None:
 def test_cast_rays_takes_the_farthest_of_several_crossings() -> None:
     mask = torch.zeros(1, 5, 30, dtype=torch.bool)
     mask[0, 2, 2:6] = mask[0, 2, 20:25] = True
-    assert float(cast_rays(mask, torch.tensor([[3.5, 2.5]]), FIRST, 4)[0, 1]) == pytest.approx(21.5)
+    assert float(cast_rays(find_runs(mask), torch.tensor([[3.5, 2.5]]), FIRST, 4)[0, 1]) == pytest.approx(21.5)
 
 
 def test_cast_rays_does_not_depend_on_the_memory_budget() -> None:
     masks = torch.stack([make_blob(16, seed)[:60, :60] for seed in range(3)])
     points = torch.rand(40, 2, generator=torch.Generator().manual_seed(0)) * 60
     owners = torch.arange(40) % 3
-    whole = cast_rays(masks, points, owners, 36)
+    whole = cast_rays(find_runs(masks), points, owners, 36)
     for max_pairs in (1, 97, 2000):
-        assert torch.equal(cast_rays(masks, points, owners, 36, max_pairs=max_pairs), whole)
+        assert torch.equal(cast_rays(find_runs(masks), points, owners, 36, max_pairs=max_pairs), whole)
 
 
 def test_cast_rays_without_points_or_masks_is_empty() -> None:
     none = torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64)
-    assert cast_rays(torch.zeros(0, 5, 5, dtype=torch.bool), *none, 36).shape == (0, 36)
+    assert cast_rays(find_runs(torch.zeros(0, 5, 5, dtype=torch.bool)), *none, 36).shape == (0, 36)
     empty_mask = torch.zeros(1, 5, 5, dtype=torch.bool)
-    assert (cast_rays(empty_mask, torch.tensor([[2.0, 2.0]]), FIRST, 36) == NO_HIT_PX).all()
+    assert (cast_rays(find_runs(empty_mask), torch.tensor([[2.0, 2.0]]), FIRST, 36) == NO_HIT_PX).all()
 
 
 def test_outline_segments_of_one_pixel_are_its_four_sides() -> None:
     mask = torch.zeros(1, 4, 4, dtype=torch.bool)
     mask[0, 1, 2] = True
-    segments = outline_segments(mask)
+    segments = outline_segments(find_runs(mask))
     sides = {tuple(s.tolist() + e.tolist()) for s, e in zip(segments.start_px, segments.end_px, strict=True)}
     assert sides == {(2, 1, 3, 1), (2, 2, 3, 2), (2, 1, 2, 2), (3, 1, 3, 2)}
