@@ -224,3 +224,32 @@ def test_resume_from_weights_alone_is_refused(data: list[str], tmp_path: Path) -
     torch.save({"model": trainer.model.state_dict()}, tmp_path / "out" / "model_final.pth")
     with pytest.raises(CheckpointError, match="no training state"):
         make_trainer(data, tmp_path / "out", "--resume", SOLVER__MAX_ITER=2)
+
+
+def test_loss_scaler_changes_no_loss_and_skips_a_step_that_overflows(data: list[str], tmp_path: Path) -> None:
+    # The scaler of float16 on CUDA, here on a CPU in fp32: its power-of-two scale is exact.
+    clip = {"SOLVER__CLIP_GRADIENTS__ENABLED": True, "SOLVER__ACCUMULATE": 2}
+    train(data, tmp_path / "plain", **clip)
+    trainer = make_trainer(data, tmp_path / "scaled", **clip)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    trainer.train()
+    assert read_losses(tmp_path / "scaled") == read_losses(tmp_path / "plain")
+    assert read_checkpoint(str(tmp_path / "scaled" / "model_final.pth"))["scaler"]["scale"] == 2.0**10
+
+    trainer = make_trainer(data, tmp_path / "overflow", SOLVER__MAX_ITER=1)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    before = trainer.model.head.weight.detach().clone()
+    trainer.train()
+    assert torch.equal(trainer.model.head.weight, before)
+    assert trainer.scaler.get_scale() == 2.0**126
+
+
+@pytest.mark.gpu
+def test_float16_stays_near_fp32_over_50_iterations_on_cuda(data: list[str], tmp_path: Path) -> None:
+    for name, enabled in (("fp32", False), ("fp16", True)):
+        changes = {"MODEL__DEVICE": "cuda", "SOLVER__AMP__ENABLED": enabled, "SOLVER__MAX_ITER": 50}
+        trainer = without_batch_effects(make_trainer(data, tmp_path / name, **changes))
+        assert trainer.scaler.is_enabled() == enabled
+        trainer.train()
+    fp32, fp16 = (as_list(read_losses(tmp_path / name)) for name in ("fp32", "fp16"))
+    assert sum(abs(a - b) for a, b in zip(fp32, fp16)) / sum(fp32) < 0.01
