@@ -34,7 +34,7 @@ $(STAMP): setup.py constraints.txt requirements-detectron2.txt tools/install_det
 	@test -x $(VENV_PYTHON) || test -n "$(PYTHON)" || \
 		{ echo "SegZoo needs Python 3.11, 3.12 or 3.13; none is on the PATH. Say: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12"; exit 2; }
 	@test -x $(VENV_PYTHON) || { echo "Creating $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
-	@echo "Installing the pinned packages of constraints.txt (once; torch is large)"
+	@echo "Installing the pinned packages of constraints.txt (torch is large). sal-detectron2 needs neither black nor numpy<2, whatever pip notes."
 	@$(PIP) install -c constraints.txt setuptools wheel
 	@$(PIP) install -c constraints.txt --no-build-isolation --config-settings editable_mode=compat -e '.[timm,test,lint]'
 	@$(VENV_PYTHON) tools/install_detectron2.py $(if $(DETECTRON2),'$(DETECTRON2)')

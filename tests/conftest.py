@@ -44,6 +44,25 @@ def seeded() -> Iterator[None]:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def catalogs_restored() -> Iterator[None]:
+    """What a test registers, replaces or removes in the catalogs of data sets is undone after it."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from segzoo.data import registration
+
+    datasets, sources = dict(DatasetCatalog.data), dict(registration._sources)
+    metadata = {name: (entry, dict(entry.__dict__)) for name, entry in MetadataCatalog.data.items()}
+    yield
+    DatasetCatalog.data = datasets
+    MetadataCatalog.data = {name: entry for name, (entry, _) in metadata.items()}
+    for entry, attributes in metadata.values():
+        entry.__dict__.clear()
+        entry.__dict__.update(attributes)
+    registration._sources.clear()
+    registration._sources.update(sources)
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the checkout."""
