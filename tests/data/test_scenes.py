@@ -7,6 +7,8 @@ import hashlib
 import io
 import json
 import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -340,3 +342,27 @@ def test_ensure_scenes_v1_foreign_folder_is_named(tmp_path: Any, small_v1: None)
     (tmp_path / "scenes-v1").mkdir()
     with pytest.raises(DatasetError, match=r"train\.json is missing"):
         ensure_scenes_v1(str(tmp_path))
+
+
+def test_ensure_scenes_v1_from_a_script_without_main_guard_draws_in_its_own_process(
+    tmp_path: Any, repository: Any
+) -> None:
+    # Workers are spawned and import the script again: that must end neither in a deadlock nor in an error.
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys\n"
+        "from segzoo.data.scenes import writer\n"
+        "writer.SCENES_V1_SPLITS = {'train': (writer.IMAGES_PER_JOB + 1, 1), 'val': (1, 2)}\n"
+        "os.cpu_count = lambda: 2\n"
+        "print(writer.ensure_scenes_v1(sys.argv[1]))\n"
+    )
+    finished = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(repository)},
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.strip() == str(tmp_path / "scenes-v1")
+    assert len(os.listdir(tmp_path / "scenes-v1" / "train")) == writer.IMAGES_PER_JOB + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import multiprocessing
 import os
 import shutil
@@ -23,12 +24,16 @@ from segzoo.data.scenes.shapes import CLASS_NAMES
 from segzoo.data.scenes.textures import render
 from segzoo.errors import DatasetError
 
+logger = logging.getLogger(__name__)
+
 # Another look or another mixture of objects is another data set: never change what version 1 draws.
 SCENES_VERSION = 1
 SCENES_V1 = "scenes-v1"
 SCENES_V1_NAMES = ("scenes-v1_train", "scenes-v1_val")
 IMAGE_SIZE_PX = 256
 MIN_IMAGE_SIZE_PX = 64
+# Set while worker processes draw, and inherited by them.
+DRAWING_VARIABLE = "SEGZOO_DRAWING_SCENES"
 # split -> (images, seed)
 SCENES_V1_SPLITS = {"train": (2000, 1), "val": (200, 2)}
 IMAGES_PER_JOB = 50
@@ -100,6 +105,7 @@ def _draw_all(
         context = multiprocessing.get_context("spawn")
         with (
             contextlib.suppress(BrokenProcessPool),  # e.g. a script without the __main__ guard: draw here instead
+            _environment(DRAWING_VARIABLE, "1"),
             ProcessPoolExecutor(num_workers, mp_context=context) as pool,
         ):
             return [annotations for batch in pool.map(_draw_range, jobs) for annotations in batch]
@@ -166,6 +172,11 @@ def ensure_scenes_v1(root: str | None = None) -> str:
     root = os.path.expanduser(root or os.environ.get("DETECTRON2_DATASETS", "datasets"))
     folder = os.path.join(root, SCENES_V1)
     if not os.path.isdir(folder):
+        if DRAWING_VARIABLE in os.environ:
+            # A spawned worker imports the caller's script; without a guard that one asks for the scenes again, and
+            # would wait for a lock that its own parent holds.
+            raise RuntimeError("the script lacks `if __name__ == '__main__':`")
+        logger.info("Drawing %s into %s (once; half a minute on two free cores)", SCENES_V1, root)
         try:
             os.makedirs(root, exist_ok=True)
             with _locked(os.path.join(root, f".{SCENES_V1}.lock")):
@@ -192,6 +203,16 @@ def _write_scenes_v1(root: str, folder: str) -> None:
         os.rename(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """Sets an environment variable for the processes started meanwhile."""
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 @contextlib.contextmanager
