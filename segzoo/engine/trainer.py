@@ -82,6 +82,7 @@ class Trainer(TrainerBase):
         self._stop = StopRequest()
         self.must_stop = False
         self._saved_iteration = 0
+        self._loader: Iterable[Batch] = ()
         self._batches: Iterator[Batch] = iter(())
         checkpoint = self._read_last_checkpoint(force) if resume else None
         self.model = build_model(cfg)
@@ -128,6 +129,7 @@ class Trainer(TrainerBase):
                 self.iter = max(start, self.max_iter)
             finally:
                 self.after_train()
+                self._log_what_was_left_out()
                 self._batches = iter(())
 
     def run_step(self) -> None:
@@ -191,11 +193,16 @@ class Trainer(TrainerBase):
         self._stop.checkpoint, self._saved_iteration = path, self.iter + 1
 
     def _start_loader(self) -> None:
-        batches = iter(self._build_train_loader(self.num_micro_batches))
+        self._loader = self._build_train_loader(self.num_micro_batches)
+        batches = iter(self._loader)
         # Whatever starting the loader draws from the global generators, the restored state comes after it.
         self._batches = itertools.chain([next(batches)], batches)
         if self._random_state is not None:
             set_random_state(self._random_state)
+
+    def _log_what_was_left_out(self) -> None:
+        if left_out := getattr(self._loader, "summary", str)():
+            logger.warning("Left out of the samples since the start of this run:\n%s", left_out)
 
     def _accumulate_gradient(self, batch: Batch, record: StepRecord, is_last: bool) -> None:
         # Gradients need one reduction over ranks a step, with the last micro-batch.

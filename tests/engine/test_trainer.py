@@ -255,3 +255,15 @@ def test_float16_stays_near_fp32_over_50_iterations_on_cuda(data: list[str], tmp
         trainer.train()
     fp32, fp16 = (as_list(read_losses(tmp_path / name)) for name in ("fp32", "fp16"))
     assert sum(abs(a - b) for a, b in zip(fp32, fp16)) / sum(fp32) < 0.01
+
+
+def test_what_the_samples_lost_is_said_once_at_the_end(
+    data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Detectron2's loggers do not propagate, so that caplog would see nothing.
+    said: list[str] = []
+    monkeypatch.setattr(trainer_module.logger, "warning", lambda text, *values: said.append(text % values))
+    train(data, tmp_path, INPUT__MAX_INSTANCES=1, SOLVER__MAX_ITER=3)
+    summaries = [text for text in said if "Left out of the samples" in text]
+    assert len(summaries) == 1
+    assert "INPUT.MAX_INSTANCES" in summaries[0]
