@@ -33,8 +33,7 @@ from segzoo.data.image_io import read_image
 from segzoo.data.registration import load_metadata
 from segzoo.data.scenes import CLASS_NAMES, SCENES_V1_NAMES
 from segzoo.engine.predictor import Predictor
-from segzoo.engine.setup import OTHER_CLASS_COUNTS, choose_device, register_datasets
-from segzoo.engine.validate import walk
+from segzoo.engine.setup import choose_device, register_datasets, write_num_classes
 from segzoo.errors import ConfigError, SegZooError
 from segzoo.visualization import draw_instances, save_image
 
@@ -132,11 +131,8 @@ def find_classes(cfg: CfgNode, class_names: Sequence[str] | None) -> ClassTable:
 
 def set_num_classes(cfg: CfgNode, classes: ClassTable) -> None:
     """Writes the class count into a config that leaves it to the data (MODEL.NUM_CLASSES 0)."""
-    if cfg.MODEL.NUM_CLASSES != 0 or not classes.names:
-        return
-    for key, _ in list(walk(cfg.MODEL, "MODEL.")):
-        if key.endswith(".NUM_CLASSES") and key not in OTHER_CLASS_COUNTS:
-            cfg.merge_from_list([key, len(classes.names)])
+    if cfg.MODEL.NUM_CLASSES == 0 and classes.names:
+        write_num_classes(cfg, len(classes.names))
 
 
 def to_results(

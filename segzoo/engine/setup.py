@@ -152,10 +152,15 @@ def resolve_num_classes(cfg: CfgNode) -> int:
             f"MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES}, but data set {names[0]!r} has {num_classes} classes",
             f"give MODEL.NUM_CLASSES {num_classes}, or 0 to take the number from the data",
         )
+    write_num_classes(cfg, num_classes)
+    return num_classes
+
+
+def write_num_classes(cfg: CfgNode, num_classes: int) -> None:
+    """Writes the class count into MODEL.NUM_CLASSES and every method's NUM_CLASSES."""
     for key, _ in list(walk(cfg.MODEL, "MODEL.")):
         if key.endswith(".NUM_CLASSES") and key not in OTHER_CLASS_COUNTS:
             cfg.merge_from_list([key, num_classes])
-    return num_classes
 
 
 def scale_learning_rate(cfg: CfgNode) -> None:

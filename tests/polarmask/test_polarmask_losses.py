@@ -27,7 +27,7 @@ def test_polar_iou_loss_equals_a_float64_oracle_in_value_and_gradient() -> None:
         value += float(weights[i]) * math.log(longer / shorter)
         for k, (d, d_star) in enumerate(pairs):
             gradient[i, k] = float(weights[i]) * (1 / longer if d > d_star else -1 / shorter)
-    assert float(loss) == pytest.approx(value, rel=1e-5)
+    assert loss.item() == pytest.approx(value, rel=1e-5)
     torch.testing.assert_close(pred.grad.double(), gradient, rtol=1e-4, atol=1e-7)
 
 
@@ -41,7 +41,8 @@ def test_polar_iou_loss_is_zero_for_equal_rays_and_log_a_for_scaled_ones() -> No
 def test_smooth_l1_ray_loss_equals_a_float64_oracle() -> None:
     pred, target = random_rays(6, 4).requires_grad_(), random_rays(6, 4) + torch.linspace(-2, 2, 36)
     weights = torch.arange(6.0)
-    smooth_l1_ray_loss(pred, target, weights).backward()
+    loss = smooth_l1_ray_loss(pred, target, weights)
+    loss.backward()
     difference = (pred - target).detach().double()
     expected = torch.where(difference.abs() < 1, 0.5 * difference**2, difference.abs() - 0.5).mean(dim=1)
     assert float(smooth_l1_ray_loss(pred, target, weights)) == pytest.approx(
