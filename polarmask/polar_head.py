@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from segzoo.modeling.fcos.head import LevelScale, build_prediction, build_tower, init_head
+from segzoo.modeling.fcos.head import LevelScale, build_prediction, build_tower, init_head, predict_log_sizes
 
 
 class PolarMaps(NamedTuple):
@@ -60,5 +60,5 @@ class PolarHead(nn.Module):
             cls_feature = self.cls_tower(feature)
             maps.cls_logits.append(self.cls_logits(cls_feature))
             maps.centerness_logits.append(self.centerness(cls_feature))
-            maps.ray_logits.append(scale(self.ray_pred(self.mask_tower(feature))))
+            maps.ray_logits.append(predict_log_sizes(self.ray_pred, scale, self.mask_tower(feature)))
         return maps

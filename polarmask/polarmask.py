@@ -20,7 +20,14 @@ from polarmask.targets import polar_targets
 from segzoo.errors import ConfigError
 from segzoo.geometry.polygons import polygons_to_rles
 from segzoo.geometry.rle import RLEMasks
-from segzoo.modeling.fcos.decode import Candidates, clip_boxes, output_scale, select_candidates, suppress
+from segzoo.modeling.fcos.decode import (
+    Candidates,
+    clip_boxes,
+    output_scale,
+    select_candidates,
+    suppress,
+    usable_locations,
+)
 from segzoo.modeling.fcos.fcos import detector_arguments, head_arguments
 from segzoo.modeling.fcos.head import exp_size
 from segzoo.modeling.fcos.locations import Locations, compute_locations, flatten_levels, map_sizes
@@ -171,12 +178,14 @@ class PolarMask(nn.Module):
         cls_scores = flatten_levels(maps.cls_logits).float().sigmoid()
         centerness = flatten_levels(maps.centerness_logits).float().sigmoid().squeeze(2)
         ray_logits = flatten_levels(maps.ray_logits)
+        is_usable = usable_locations(locations.points_px, image_sizes, (cls_scores, centerness[..., None], ray_logits))
         level_sizes = [height * width for height, width in map_sizes(maps.cls_logits)]
         results = []
         for image, (size, inputs) in enumerate(zip(image_sizes, batched_inputs, strict=True)):
             candidates = select_candidates(
                 cls_scores[image],
                 centerness[image],
+                is_usable[image],
                 level_sizes,
                 score_threshold=self.score_threshold,
                 topk=self.pre_nms_topk,

@@ -24,7 +24,7 @@ NO_HIT_PX = 1e-6
 # Rays this close to the end of a segment (as a share of the angle between rays) hit it: no ray slips through a corner.
 ANGLE_TOLERANCE = 1e-4
 # Point-segment pairs held at once; bounds the memory to some 200 MB.
-MAX_PAIRS = 4_000_000
+MAX_PAIRS = 2_000_000
 
 
 def ray_angles(num_rays: int, device: torch.device | None = None) -> Tensor:

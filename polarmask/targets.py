@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from detectron2.structures import Instances
 from torch import Tensor
 
-from polarmask.rays import cast_rays
-from segzoo.geometry.components import find_runs, largest_parts
+from polarmask.rays import NO_HIT_PX, cast_rays
+from segzoo.geometry.components import find_runs, join_runs, largest_parts
 from segzoo.modeling.fcos.assign import assign_locations, box_distances
 from segzoo.modeling.fcos.locations import Locations
 
@@ -54,8 +53,9 @@ def polar_targets(
         center_radius: half side in strides of the square around a mass centre.
         parts: "largest" (the paper's, holes filled) or "all" (farthest point of any part).
     """
-    masks = _stack_masks(gt_instances)
-    largest = largest_parts(masks)
+    counts = [len(instances) for instances in gt_instances]
+    runs = join_runs([find_runs(instances.gt_masks.tensor) for instances in gt_instances], counts)
+    largest = largest_parts(runs, sum(counts))
     classes, owners, distances, start = [], [], [], 0
     for instances in gt_instances:
         boxes = instances.gt_boxes.tensor
@@ -76,18 +76,14 @@ def polar_targets(
     all_classes = torch.cat(classes)
     positives = (all_classes < num_classes).nonzero().squeeze(1)
     rays = cast_rays(
-        find_runs(masks) if parts == "all" else largest.runs,
+        runs if parts == "all" else largest.runs,
         locations.points_px[positives % len(locations.points_px)],
         torch.cat(owners)[positives],
         num_rays,
     )
+    # Where all rays miss (specks seen from between two rays) there is nothing to learn: a centerness of 1e-6 / 1e-6
+    # would call such a location the perfect centre.
+    is_blind = rays.amax(dim=1) <= NO_HIT_PX
+    all_classes[positives[is_blind]] = num_classes
+    positives, rays = positives[~is_blind], rays[~is_blind]
     return PolarTargets(all_classes, positives, rays, torch.cat(distances)[positives])
-
-
-def _stack_masks(gt_instances: Sequence[Instances]) -> Tensor:
-    """All masks of a batch as one (M, H, W) boolean tensor, padded at the right and the bottom."""
-    height = max(instances.image_size[0] for instances in gt_instances)
-    width = max(instances.image_size[1] for instances in gt_instances)
-    return torch.cat(
-        [F.pad(x.gt_masks.tensor, (0, width - x.image_size[1], 0, height - x.image_size[0])) for x in gt_instances]
-    )

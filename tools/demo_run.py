@@ -43,6 +43,8 @@ def main(argv: list[str] | None = None) -> int:
         return _run(args)
     except SegZooError as error:
         print(f"error: {error}", file=sys.stderr)
+        if args.json:
+            print(json.dumps({"error": error.message}))
         return error.exit_code
 
 
@@ -104,7 +106,7 @@ def _final_metric(metrics_file: Path) -> tuple[str, float]:
 
 
 def _draw_pictures(folder: str) -> str:
-    """Ground truth beside predictions for the first val scenes; returns the folder of the pictures."""
+    """The first val scenes beside what was found in them; returns the folder of the pictures."""
     cfg = merge_config(get_cfg(), os.path.join(folder, "config.yaml"))
     cfg.MODEL.WEIGHTS = os.path.join(folder, "model_best.pth")
     predictor = Predictor(cfg)

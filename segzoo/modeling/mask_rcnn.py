@@ -79,6 +79,7 @@ class MaskRCNN(GeneralizedRCNN):
         super().__init__(**kwargs)
         self.preprocessor = preprocessor
         self.mask_budget_mb = mask_budget_mb
+        self.backbone.register_forward_hook(_warn_of_nan)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -152,6 +153,16 @@ class MaskRCNN(GeneralizedRCNN):
                 *(len(boxes), size, half),
             )
         return build_instances(size, boxes, detections.scores, detections.pred_classes, masks)
+
+
+def _warn_of_nan(backbone: torch.nn.Module, _: Any, features: dict[str, Tensor]) -> None:
+    """Says at test time what Detectron2's heads would drop without a word."""
+    if backbone.training:
+        return
+    is_bad = torch.stack([feature.isnan().flatten(1).any(dim=1) for feature in features.values()]).any(dim=0)
+    num_bad = int(is_bad.sum())
+    if num_bad:
+        logger.warning("%d of %d images gave NaN features; what they spoil is left out", num_bad, len(is_bad))
 
 
 def _with_shared_masks(instances: Instances) -> Instances:

@@ -73,9 +73,8 @@ def test_case_50_a_batch_of_equal_padded_size_equals_one_by_one(build: Build, mo
     inputs = [
         make_input((60, 96), [], 0, height=120, width=192),
         make_input((64, 90), [], 1),
-        make_input((33, 70), [], 2),
+        make_input((61, 93), [], 2),
     ]
-    inputs[2] = make_input((61, 93), [], 2)
     together = predict(model, inputs)
     for single_input, batched in zip(inputs, together, strict=True):
         (single,) = predict(model, [single_input])
@@ -88,7 +87,9 @@ def test_case_50_a_batch_of_equal_padded_size_equals_one_by_one(build: Build, mo
             assert agreement.float().mean() >= 0.999
 
 
-def test_case_48_features_that_are_not_finite_give_no_garbage(build: Build, model_name: str) -> None:
+def test_case_48_features_that_are_not_finite_give_no_garbage_and_a_warning(
+    build: Build, model_name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     model = build(*FIND_ALL)
     sample = make_input((64, 96), [])
     with torch.no_grad():
@@ -97,6 +98,15 @@ def test_case_48_features_that_are_not_finite_give_no_garbage(build: Build, mode
     assert torch.isfinite(instances.pred_boxes.tensor).all()
     assert torch.isfinite(instances.scores).all()
     check_fields(instances, model_name, (64, 96))
+    assert "not finite" in caplog.text or "NaN" in caplog.text
+
+
+@pytest.mark.parametrize("pad_to", [(64, 96), (256, 256)])
+def test_padding_gives_no_detections(build: Build, pad_to: tuple[int, int]) -> None:
+    model = build(*FIND_ALL)
+    (instances,) = predict(model, [make_input((40, 40), [], pad_to=pad_to)])
+    assert len(instances.scores) > 0
+    assert (instances.pred_boxes.area() > 0).all()
 
 
 def test_results_scale_with_the_output_size(build: Build) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from segzoo.geometry.components import fill_holes, find_runs, label_runs, largest_parts, paint_runs
+from segzoo.geometry.components import fill_holes, find_runs, join_runs, label_runs, largest_parts, paint_runs
 
 
 def random_masks(count: int, size: tuple[int, int], density: float, seed: int) -> torch.Tensor:
@@ -35,7 +35,7 @@ def outer_regions(mask: np.ndarray) -> list[np.ndarray]:
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
 def test_largest_parts_on_noise_equal_the_largest_filled_outer_contour(density: float, seed: int) -> None:
     masks = random_masks(12, (23, 31), density, seed)
-    parts = largest_parts(masks)
+    parts = largest_parts(find_runs(masks), len(masks))
     painted = paint_runs(parts.runs, (12, 23, 31))
     for index, mask in enumerate(masks.numpy()):
         regions = outer_regions(mask)
@@ -76,7 +76,7 @@ def test_label_runs_of_a_spiral_follow_it_to_its_end() -> None:
             direction = (direction + 1) % 4
         length -= 2
     assert len(label_runs(find_runs(mask), diagonal=False).unique()) == 1
-    assert int(largest_parts(mask).areas[0]) >= int(mask.sum())
+    assert int(largest_parts(find_runs(mask), len(mask)).areas[0]) >= int(mask.sum())
 
 
 def test_paint_runs_is_the_inverse_of_find_runs() -> None:
@@ -98,12 +98,12 @@ def test_fill_holes_leaves_what_opens_to_the_border_and_fills_the_rest() -> None
 
 
 def test_largest_parts_of_nothing_are_empty() -> None:
-    empty = largest_parts(torch.zeros(0, 6, 5, dtype=torch.bool))
+    empty = largest_parts(find_runs(torch.zeros(0, 6, 5, dtype=torch.bool)), 0)
     assert len(empty.runs.row) == 0
     assert empty.centers_px.shape == (0, 2)
     blank = torch.zeros(2, 6, 5, dtype=torch.bool)
     blank[1, 5, 4] = True
-    parts = largest_parts(blank)
+    parts = largest_parts(find_runs(blank), 2)
     assert parts.areas.tolist() == [0, 1]
     assert parts.centers_px.tolist() == [[0.0, 0.0], [4.5, 5.5]]
 
@@ -111,4 +111,35 @@ def test_largest_parts_of_nothing_are_empty() -> None:
 def test_largest_parts_of_equal_parts_takes_the_first() -> None:
     mask = torch.zeros(1, 4, 9, dtype=torch.bool)
     mask[0, 1:3, 0:2] = mask[0, 1:3, 6:8] = True
-    assert largest_parts(mask).centers_px.tolist() == [[1.0, 2.0]]
+    assert largest_parts(find_runs(mask), len(mask)).centers_px.tolist() == [[1.0, 2.0]]
+
+
+def test_find_runs_does_not_depend_on_the_memory_budget() -> None:
+    masks = random_masks(7, (17, 9), 0.5, seed=0)
+    whole = find_runs(masks)
+    for max_pixels in (1, 17 * 9 * 2, 10**9):
+        assert all(torch.equal(a, b) for a, b in zip(find_runs(masks, max_pixels=max_pixels), whole, strict=True))
+
+
+def test_find_runs_holds_no_second_copy_of_all_masks() -> None:
+    masks = torch.zeros(64, 500, 500, dtype=torch.bool)
+    masks[:, 100:200, 50:350] = True
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as record:
+        find_runs(masks, max_pixels=4 * 500 * 500)
+    largest = max(event.self_cpu_memory_usage for event in record.events())
+    assert 0 < largest <= 5 * 502 * 502  # one padded block of four masks, never all 64
+
+
+def test_join_runs_counts_masks_on() -> None:
+    first, second = random_masks(2, (5, 9), 0.5, seed=0), random_masks(3, (8, 4), 0.5, seed=2)
+    joined = join_runs([find_runs(first), find_runs(second)], [2, 3])
+    assert torch.equal(paint_runs(joined.select(joined.mask < 2), (2, 5, 9)), first)
+    rest = joined.select(joined.mask >= 2)
+    assert torch.equal(paint_runs(rest._replace(mask=rest.mask - 2), (3, 8, 4)), second)
+
+
+def test_largest_parts_ranks_by_enclosed_pixels() -> None:
+    mask = torch.zeros(1, 30, 120, dtype=torch.bool)
+    mask[0, 25, 5:105] = True  # 100 pixels, though cv2.contourArea calls it 0
+    mask[0, 2:11, 2:11] = True
+    assert int(largest_parts(find_runs(mask), 1).areas[0]) == 100

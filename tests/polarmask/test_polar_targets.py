@@ -89,7 +89,7 @@ def test_polar_targets_equal_the_oracle_location_by_location(batch: list[Instanc
     targets = targets_of(locations, batch)
     num_locations, found = len(locations.points_px), []
     for image, instances in enumerate(batch):
-        centers = largest_parts(instances.gt_masks.tensor).centers_px.tolist()
+        centers = largest_parts(find_runs(instances.gt_masks.tensor), len(instances)).centers_px.tolist()
         for index in range(num_locations):
             owner = owner_of(locations, index, instances, centers)
             expected = NUM_CLASSES if owner < 0 else int(instances.gt_classes[owner])
@@ -152,3 +152,16 @@ def test_polar_targets_of_a_ring_look_through_its_hole() -> None:
     )
     from_center = (locations.points_px[targets.positives] - torch.tensor([60.0, 48.0])).norm(dim=1)
     assert (targets.rays_px.amin(dim=1) >= 30 - from_center - 1).all()
+
+
+def test_polar_targets_of_specks_that_no_ray_meets_are_background() -> None:
+    mask = torch.zeros(1, 96, 128, dtype=torch.bool)
+    # The largest part is one pixel of three; seen from around it at stride 8, some locations lie between two rays.
+    mask[0, 20, 30] = mask[0, 60, 30] = mask[0, 20, 90] = True
+    locations = compute_locations([(12, 16)], [8], CPU)
+    options = {"num_classes": NUM_CLASSES, "num_rays": 36, "sizes_of_interest": [], "center_radius": RADIUS}
+    targets = polar_targets(locations, [make_instances(mask, [1])], **options)
+    in_square = ((locations.points_px - torch.tensor([30.5, 20.5])).abs() < 12).all(dim=1)
+    assert 0 < len(targets.positives) < int((in_square & (locations.points_px > 30).all(dim=1)).sum()) + 4
+    assert (targets.rays_px.amax(dim=1) > 1e-3).all()
+    assert len(targets.box_distances_px) == len(targets.positives) == int((targets.classes == 1).sum())

@@ -93,7 +93,7 @@ def test_cast_rays_on_blobs_agrees_with_the_pixel_march(radius: int) -> None:
     errors = []
     for seed in range(4):
         mask = make_blob(radius, seed)
-        parts = largest_parts(mask[None])
+        parts = largest_parts(find_runs(mask[None]), 1)
         shifts = np.random.default_rng(seed).uniform(-radius / 3, radius / 3, (2, 2))
         points = torch.from_numpy(parts.centers_px.numpy() + np.concatenate([np.zeros((1, 2)), shifts])).float()
         rays = cast_rays(find_runs(mask[None]), points, FIRST.expand(3), 36).numpy()
@@ -106,7 +106,7 @@ def test_contours_of_36_rays_recover_blobs(radius: int) -> None:
     overlaps = []
     for seed in range(8):
         mask = make_blob(radius, seed)
-        parts = largest_parts(mask[None])
+        parts = largest_parts(find_runs(mask[None]), 1)
         contour = rays_to_contours(parts.centers_px, cast_rays(parts.runs, parts.centers_px, FIRST, 36))
         drawn = RLEMasks(polygons_to_rles(contour.double().numpy(), *mask.shape), tuple(mask.shape)).to_tensor()[0]
         overlaps.append(float((drawn & mask).sum() / (drawn | mask).sum()))

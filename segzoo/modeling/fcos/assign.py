@@ -13,7 +13,7 @@ from torch import Tensor
 from segzoo.modeling.fcos.locations import Locations
 
 # Pairs of location and ground truth that are looked at together; bounds the memory to some 100 MB.
-MAX_PAIRS = 4_000_000
+MAX_PAIRS = 2_000_000
 
 
 def size_ranges(locations: Locations, sizes_of_interest: Sequence[float]) -> Tensor:

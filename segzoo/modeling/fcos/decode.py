@@ -5,12 +5,15 @@ Shape shorthand: R locations, K classes, D candidates or detections.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from detectron2.layers import batched_nms
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 
 class Candidates(NamedTuple):
@@ -28,9 +31,30 @@ class Candidates(NamedTuple):
         return Candidates(self.locations[index], self.classes[index], self.scores[index])
 
 
+def usable_locations(points_px: Tensor, image_sizes: Sequence[tuple[int, int]], outputs: Sequence[Tensor]) -> Tensor:
+    """(N, R) whether a location may become a detection: it lies in its image, and no output there is NaN.
+
+    Locations in the padding have learnt nothing. One NaN box would spoil the NMS of its whole image. What is left out
+    for a NaN is counted in a warning (one host synchronisation a batch).
+
+    Args:
+        points_px: (R, 2).
+        image_sizes: N times (height, width) without padding.
+        outputs: (N, R, C) each.
+    """
+    sizes = torch.tensor([(width, height) for height, width in image_sizes], device=points_px.device)
+    is_inside = (points_px < sizes[:, None]).all(dim=2)
+    is_nan = torch.stack([output.isnan().any(dim=2) for output in outputs]).any(dim=0)
+    num_nan = int((is_nan & is_inside).sum())
+    if num_nan:
+        logger.warning("%d locations of %d images gave NaN and are left out", num_nan, len(image_sizes))
+    return is_inside & ~is_nan
+
+
 def select_candidates(
     cls_scores: Tensor,
     centerness: Tensor,
+    is_usable: Tensor,
     level_sizes: Sequence[int],
     *,
     score_threshold: float,
@@ -46,10 +70,13 @@ def select_candidates(
     Args:
         cls_scores: (R, K) probabilities.
         centerness: (R,) probabilities.
+        is_usable: (R,) see `usable_locations`.
         level_sizes: number of locations of each level, R in all.
         score_threshold, topk, centerness_bias: see above.
     """
-    ranking = (cls_scores * centerness[:, None]).amax(dim=1)
+    cls_scores = torch.where(is_usable[:, None], cls_scores, -1.0)
+    centerness = torch.where(is_usable, centerness, 0.0)
+    ranking = torch.where(is_usable, (cls_scores * centerness[:, None]).amax(dim=1), -1.0)
     kept, start = [], 0
     for size in level_sizes:
         level = ranking[start : start + size]
@@ -63,16 +90,20 @@ def select_candidates(
 
 
 def suppress(boxes: Tensor, candidates: Candidates, *, nms_threshold: float, max_detections: int) -> Tensor:
-    """Class-wise NMS; the (D,) indices of the best `max_detections` survivors, best first.
+    """Class-wise NMS; the indices of the best `max_detections` survivors, best first.
+
+    Boxes without area are left out: their IoU with anything is 0 / 0.
 
     Args:
-        boxes: (D, 4) xyxy of the candidates.
+        boxes: (D, 4) xyxy of the candidates, clipped to the image.
         candidates: D candidates.
         nms_threshold: largest IoU of two survivors of a class.
         max_detections: over all classes.
     """
-    keep = batched_nms(boxes, candidates.scores, candidates.classes, nms_threshold)
-    return keep[:max_detections]
+    has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1).nonzero().squeeze(1)
+    candidates = candidates.select(has_area)
+    keep = batched_nms(boxes[has_area], candidates.scores, candidates.classes, nms_threshold)
+    return has_area[keep[:max_detections]]
 
 
 def distances_to_boxes(points_px: Tensor, distances_px: Tensor) -> Tensor:

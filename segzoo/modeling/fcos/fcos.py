@@ -14,7 +14,14 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from segzoo.modeling.fcos.assign import assign_locations, box_distances
-from segzoo.modeling.fcos.decode import clip_boxes, distances_to_boxes, output_scale, select_candidates, suppress
+from segzoo.modeling.fcos.decode import (
+    clip_boxes,
+    distances_to_boxes,
+    output_scale,
+    select_candidates,
+    suppress,
+    usable_locations,
+)
 from segzoo.modeling.fcos.head import FCOSHead, FCOSMaps, exp_size
 from segzoo.modeling.fcos.locations import Locations, compute_locations, flatten_levels, map_sizes
 from segzoo.modeling.fcos.losses import box_centerness, centerness_loss, focal_loss, iou_loss
@@ -174,12 +181,14 @@ class FCOS(nn.Module):
         cls_scores = flatten_levels(maps.cls_logits).float().sigmoid()
         centerness = flatten_levels(maps.centerness_logits).float().sigmoid().squeeze(2)
         box_logits = flatten_levels(maps.box_logits)
+        is_usable = usable_locations(locations.points_px, image_sizes, (cls_scores, centerness[..., None], box_logits))
         level_sizes = [height * width for height, width in map_sizes(maps.cls_logits)]
         results = []
         for image, (size, inputs) in enumerate(zip(image_sizes, batched_inputs, strict=True)):
             candidates = select_candidates(
                 cls_scores[image],
                 centerness[image],
+                is_usable[image],
                 level_sizes,
                 score_threshold=self.score_threshold,
                 topk=self.pre_nms_topk,

@@ -8,13 +8,21 @@ import pytest
 import torch
 
 from segzoo.modeling.fcos.assign import assign_locations
-from segzoo.modeling.fcos.decode import Candidates, clip_boxes, output_scale, select_candidates, suppress
-from segzoo.modeling.fcos.head import FCOSHead, exp_size
+from segzoo.modeling.fcos.decode import (
+    Candidates,
+    clip_boxes,
+    output_scale,
+    select_candidates,
+    suppress,
+    usable_locations,
+)
+from segzoo.modeling.fcos.head import FCOSHead, exp_size, predict_log_sizes
 from segzoo.modeling.fcos.locations import compute_locations, flatten_levels
 from segzoo.modeling.fcos.losses import box_centerness, centerness_loss, focal_loss, iou_loss
 
 CPU = torch.device("cpu")
 SIZES = [16, 32]
+ALL = torch.ones(300, dtype=torch.bool)
 
 
 def generator(seed: int) -> torch.Generator:
@@ -152,7 +160,9 @@ def test_exp_size_is_positive_and_bounded() -> None:
 def test_select_candidates_ranks_by_the_product_but_thresholds_the_class_alone() -> None:
     cls_scores = torch.tensor([[0.9, 0.06], [0.5, 0.04], [0.2, 0.3], [0.04, 0.03], [0.6, 0.1]])
     centerness = torch.tensor([0.1, 0.9, 0.9, 1.0, 0.5])
-    found = select_candidates(cls_scores, centerness, [4, 1], score_threshold=0.05, topk=2, centerness_bias=0.5)
+    found = select_candidates(
+        cls_scores, centerness, ALL[:5], [4, 1], score_threshold=0.05, topk=2, centerness_bias=0.5
+    )
     pairs = {(location, k): score for location, k, score in zip(*(column.tolist() for column in found), strict=True)}
     # Of level 0 the locations 1 (0.45) and 2 (0.27) stay; 0 has only 0.09.
     assert pairs == pytest.approx({(1, 0): 0.5 * 1.4, (2, 0): 0.2 * 1.4, (2, 1): 0.3 * 1.4, (4, 0): 0.6, (4, 1): 0.1})
@@ -160,7 +170,9 @@ def test_select_candidates_ranks_by_the_product_but_thresholds_the_class_alone()
 
 @pytest.mark.parametrize("score", [0.0, 1.0])
 def test_select_candidates_is_bounded_when_all_or_none_pass(score: float) -> None:
-    found = select_candidates(torch.full((300, 3), score), torch.ones(300), [200, 100], score_threshold=0.05, topk=50)
+    found = select_candidates(
+        torch.full((300, 3), score), torch.ones(300), ALL[:300], [200, 100], score_threshold=0.05, topk=50
+    )
     assert len(found.scores) == (300 if score else 0)
 
 
@@ -182,3 +194,41 @@ def test_fcos_head_starts_at_the_prior_probability() -> None:
     maps = head([torch.zeros(1, 32, 4, 4), torch.zeros(1, 32, 2, 2)])
     assert maps.cls_logits[0].sigmoid().mean().item() == pytest.approx(0.01, rel=1e-3)
     assert [tuple(m.shape) for m in maps.box_logits] == [(1, 4, 4, 4), (1, 4, 2, 2)]
+
+
+def test_usable_locations_leave_out_padding_and_nan_and_count_the_nan(caplog) -> None:
+    locations = compute_locations([(2, 4)], [8], CPU)
+    first, second = torch.zeros(2, 8, 3), torch.zeros(2, 8, 1)
+    first[0, 1, 2] = second[1, 4, 0] = float("nan")
+    first[1, 3, 0] = float("nan")  # in the padding of the second image
+    first[0, 0, 0] = float("inf")  # a sigmoid of 1, nothing wrong with it
+    usable = usable_locations(locations.points_px, [(16, 32), (16, 28)], [first, second])
+    assert usable[0].tolist() == [True, False, True, True, True, True, True, True]
+    assert usable[1].tolist() == [True, True, True, False, False, True, True, False]
+    assert "2 locations of 2 images gave NaN" in caplog.text
+
+
+def test_select_candidates_never_takes_unusable_locations() -> None:
+    cls_scores, centerness = torch.full((4, 2), 0.9), torch.ones(4)
+    cls_scores[0], centerness[3] = float("nan"), float("nan")
+    is_usable = torch.tensor([False, True, True, False])
+    found = select_candidates(cls_scores, centerness, is_usable, [4], score_threshold=0.0, topk=4)
+    assert sorted(found.locations.tolist()) == [1, 1, 2, 2]
+
+
+def test_suppress_leaves_out_boxes_without_area() -> None:
+    boxes = torch.tensor([[5.0, 0, 5, 10], [0, 0, 10, 10], [0, 0, 10, 9], [3, 3, 9, 3]])
+    candidates = Candidates(torch.arange(4), torch.zeros(4, dtype=torch.int64), torch.tensor([0.9, 0.5, 0.6, 0.8]))
+    assert suppress(boxes, candidates, nms_threshold=0.5, max_detections=100).tolist() == [2]
+
+
+def test_predict_log_sizes_stay_in_fp32_under_autocast() -> None:
+    head = FCOSHead(channels=32, num_classes=2, num_levels=1, num_convs=1, norm="GN", prior_prob=0.01)
+    feature = torch.randn(1, 32, 6, 6, generator=generator(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        maps = head([feature])
+        half = feature.bfloat16()
+        sizes = predict_log_sizes(head.box_pred, head.box_scales[0], half)
+    assert maps.cls_logits[0].dtype == torch.bfloat16
+    assert maps.box_logits[0].dtype == sizes.dtype == torch.float32
+    assert torch.equal(sizes, head.box_scales[0](head.box_pred(half.float())))
