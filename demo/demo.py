@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Instances
@@ -35,7 +36,7 @@ from segzoo.data.scenes import CLASS_NAMES, SCENES_V1_NAMES
 from segzoo.engine.predictor import Predictor
 from segzoo.engine.setup import choose_device, register_datasets, write_num_classes
 from segzoo.errors import ConfigError, SegZooError
-from segzoo.visualization import draw_instances, save_image
+from segzoo.visualization import draw_instances, draw_rays, save_image, side_by_side
 
 # Where training starts from, in the configs of the papers.
 IMAGENET_WEIGHTS = "ImageNetPretrained"
@@ -82,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
                         "beside MODEL.WEIGHTS")  # fmt: skip
     parser.add_argument("--threshold", type=float, default=0.3, help="detections with a lower score are left out "
                         "(default 0.3; PolarMask's scores reach 1.5)")  # fmt: skip
+    parser.add_argument("--rays", action="store_true", help="draw PolarMask's centres and rays beside the instances")
     parser.add_argument("--class-names", nargs="+", default=None, metavar="NAME", help="else those of the data set")
     parser.add_argument("--json", action="store_true", help="print a summary as one JSON object in the last line")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys, last")
@@ -186,11 +188,22 @@ def process_images(
             outcome.num_images += 1
             outcome.results.extend(to_results(instances, image_id, path, args.threshold, classes))
             if args.output:
-                picture = draw_instances(image, instances, classes.names, args.threshold)
-                save_image(os.path.join(args.output, name), picture)
+                save_image(os.path.join(args.output, name), draw(image, instances, classes.names, args))
     except KeyboardInterrupt:
         outcome.interrupted = True
     return outcome
+
+
+def draw(image: np.ndarray, instances: Instances, class_names: Sequence[str], args: argparse.Namespace) -> np.ndarray:
+    """The picture of one image's instances; with --rays, their centres and rays beside it."""
+    picture = draw_instances(image, instances, class_names, args.threshold)
+    if not args.rays:
+        return picture
+    if not instances.has("pred_contours"):
+        raise ConfigError("--rays: this method predicts no rays", "leave the option out, or use PolarMask")
+    shown = instances[instances.scores >= args.threshold]
+    rays = draw_rays(image, shown.pred_centers.numpy(), shown.pred_contours.numpy())
+    return side_by_side([picture, rays], ["instances", "centres and rays"])
 
 
 def write_results(path: str, results: list[dict[str, Any]]) -> None:

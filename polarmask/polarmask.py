@@ -197,7 +197,10 @@ class PolarMask(nn.Module):
             keep = suppress(boxes, candidates, nms_threshold=self.nms_threshold, max_detections=self.max_detections)
             output_size = (inputs.get("height", size[0]), inputs.get("width", size[1]))
             scale = output_scale(size, output_size, boxes.device)
-            results.append({"instances": _to_instances(contours[keep] * scale, candidates.select(keep), output_size)})
+            instances = _to_instances(
+                points[keep] * scale, contours[keep] * scale, candidates.select(keep), output_size
+            )
+            results.append({"instances": instances})
         return results
 
     def dense_outputs(self, images: Tensor) -> PolarMaps:
@@ -206,11 +209,23 @@ class PolarMask(nn.Module):
         return self.head([features[name] for name in self.in_features])
 
 
-def _to_instances(contours_px: Tensor, detections: Candidates, output_size: tuple[int, int]) -> Instances:
-    """Instances whose masks are the polygons of (D, n, 2) contours, at the output size."""
+def _to_instances(
+    points_px: Tensor, contours_px: Tensor, detections: Candidates, output_size: tuple[int, int]
+) -> Instances:
+    """Instances whose masks are the polygons of (D, n, 2) contours around (D, 2) points, at the output size.
+
+    Beside the usual fields they have pred_centers (the points) and pred_contours, for pictures.
+    """
     rles = polygons_to_rles(contours_px.cpu().double().numpy(), *output_size)
-    boxes = clip_boxes(contour_boxes(contours_px), output_size)
-    return build_instances(output_size, boxes, detections.scores, detections.classes, RLEMasks(rles, output_size))
+    return build_instances(
+        output_size,
+        clip_boxes(contour_boxes(contours_px), output_size),
+        detections.scores,
+        detections.classes,
+        RLEMasks(rles, output_size),
+        pred_centers=points_px,
+        pred_contours=contours_px,
+    )
 
 
 def _check(polar: CfgNode) -> None:

@@ -24,7 +24,9 @@ def build_argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--size", type=int, nargs=2, default=(800, 1280), metavar=("H", "W"), help="image size in pixels"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line, on an error its text"
+    )
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to change")
     return parser
 
@@ -37,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         complexity = measure_complexity(build_for_counting(cfg), tuple(args.size))
     except SegZooError as error:
         print(f"error: {error}", file=sys.stderr)
+        if args.json:
+            print(json.dumps({"error": error.message}))
         return error.exit_code
     print(complexity.table())
     if args.json:

@@ -1,7 +1,8 @@
-"""Values of config keys that cannot work, found before anything is built."""
+"""Values of config keys that cannot work or have no effect, found before anything is built."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,10 +16,14 @@ CHOICES = {
     "SOLVER.AMP.DTYPE": ("float16", "bfloat16"),
     "SOLVER.POSITIVE_COUNT": ("reduce", "local"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": CLIP_TYPES,
+    "MODEL.FPN.FUSE_TYPE": ("sum", "avg"),
     "TEST.COCO_ENGINE": ("faster", "pycocotools"),
+    "INPUT.FORMAT": ("BGR", "RGB"),
     "INPUT.RESIZE": ("shortest_edge", "fixed", "letterbox"),
     "INPUT.ON_BAD_IMAGE": ("error", "skip"),
 }
+# Their upper and lower case are one.
+CASELESS = ("SOLVER.OPTIMIZER",)
 # Smallest value of keys that count something.
 MINIMA = {
     "SOLVER.MAX_ITER": 1,
@@ -35,23 +40,42 @@ MINIMA = {
 }
 # Thresholds in pixels, where -1 means "off".
 NOT_A_FRACTION = ("MODEL.RPN.BOUNDARY_THRESH",)
+# Detectron2's keys that change a run there, but nothing here: key -> (the default it must keep, what to do instead).
+# Keys that only refine one of these (INPUT.CROP.SIZE) have no effect without it in Detectron2 either.
+UNUSED: dict[str, tuple[Any, str]] = {
+    "MODEL.LOAD_PROPOSALS": (False, "proposals always come from the model's own RPN"),
+    "MODEL.KEYPOINT_ON": (False, "it finds boxes and masks, no keypoints"),
+    "INPUT.CROP.ENABLED": (False, "augment by INPUT.MIN_SIZE_TRAIN, INPUT.RANDOM_FLIP and INPUT.COLOR_JITTER"),
+    "DATASETS.PROPOSAL_FILES_TRAIN": ((), "proposals always come from the model's own RPN"),
+    "DATASETS.PROPOSAL_FILES_TEST": ((), "proposals always come from the model's own RPN"),
+    "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler", "every image comes once an epoch; repeat rare ones in the json"),
+    "DATALOADER.REPEAT_THRESHOLD": (0.0, "every image comes once an epoch; repeat rare ones in the json"),
+    "SOLVER.REFERENCE_WORLD_SIZE": (0, "use SOLVER.RECIPE_IMS_PER_BATCH with SOLVER.AUTO_SCALE_LR True"),
+    "TEST.AUG.ENABLED": (False, "choose one test size by INPUT.MIN_SIZE_TEST and INPUT.MAX_SIZE_TEST"),
+    "TEST.PRECISE_BN.ENABLED": (False, "use SOLVER.EMA.ENABLED True, or norms without statistics such as GN"),
+    "TEST.EXPECTED_RESULTS": ([], "compare the results of the evaluation with yours afterwards"),
+    "TEST.KEYPOINT_OKS_SIGMAS": ([], "it finds boxes and masks, no keypoints"),
+    "GLOBAL.HACK": (1.0, "give your code a key of its own"),
+}
 
 
 def validate_config(cfg: CfgNode) -> None:
-    """Checks choices, counts, thresholds (0..1) and the schedule.
+    """Checks choices, counts, thresholds (0..1), colours, the schedule, and keys that have no effect.
 
     Raises:
         ConfigError: names the key, its value and the allowed range.
     """
     for key, allowed in CHOICES.items():
         value = get_key(cfg, key)
-        if value not in allowed and str(value).upper() not in allowed:
+        if (value.upper() if key in CASELESS else value) not in allowed:
             raise ConfigError(f"{key} is {value!r}", f"allowed: {', '.join(map(repr, allowed))}")
     for key, minimum in MINIMA.items():
         if get_key(cfg, key) < minimum:
             raise ConfigError(f"{key} is {get_key(cfg, key)}", f"it must be at least {minimum}")
     _check_fractions(cfg)
+    _check_colors(cfg)
     _check_schedule(cfg)
+    _check_unused(cfg)
 
 
 def validate_batch(cfg: CfgNode, world_size: int) -> None:
@@ -97,6 +121,24 @@ def _check_fractions(cfg: CfgNode) -> None:
                 raise ConfigError(f"{key} is {value}", "it must be between 0 and 1")
     if not 0 <= cfg.SOLVER.EMA.DECAY < 1:
         raise ConfigError(f"SOLVER.EMA.DECAY is {cfg.SOLVER.EMA.DECAY}", "it must be in [0, 1), such as 0.9998")
+
+
+def _check_colors(cfg: CfgNode) -> None:
+    for key in ("PIXEL_MEAN", "PIXEL_STD"):
+        values = cfg.MODEL[key]
+        if len(values) != 3 or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+            raise ConfigError(f"MODEL.{key} is {values}", "it must be three numbers, one a channel of INPUT.FORMAT")
+    if min(cfg.MODEL.PIXEL_STD) <= 0:
+        raise ConfigError(f"MODEL.PIXEL_STD is {cfg.MODEL.PIXEL_STD}", "its numbers must be greater than 0")
+
+
+def _check_unused(cfg: CfgNode) -> None:
+    for key, (default, remedy) in UNUSED.items():
+        if get_key(cfg, key) != default:
+            raise ConfigError(
+                f"{key} is {get_key(cfg, key)!r}, but SegZoo does not use this key",
+                f"leave it at {default!r}: {remedy}",
+            )
 
 
 def _check_schedule(cfg: CfgNode) -> None:

@@ -22,6 +22,7 @@ def build_instances(
     scores: torch.Tensor,
     classes: torch.Tensor,
     masks: RLEMasks | None,
+    **fields: torch.Tensor,
 ) -> Instances:
     """Detections of one image with all their fields, also when there is none.
 
@@ -31,6 +32,7 @@ def build_instances(
         scores: (D,), any range (PolarMask's reach 1.5).
         classes: (D,) class indices.
         masks: D masks, or None for methods of boxes only.
+        fields: what else a method says of its detections, (D, ...) each, under the name of the Instances' field.
 
     Returns:
         Instances with pred_boxes, scores, pred_classes and, when given, pred_masks. Rows whose box or score is not
@@ -39,7 +41,8 @@ def build_instances(
     Raises:
         ValueError: the fields disagree in length, or the masks' size is not `image_size`.
     """
-    lengths = {len(boxes), len(scores), len(classes)} | (set() if masks is None else {len(masks)})
+    lengths = {len(boxes), len(scores), len(classes), *map(len, fields.values())}
+    lengths |= set() if masks is None else {len(masks)}
     if len(lengths) != 1:
         raise ValueError(f"boxes, scores, classes and masks disagree in length: {sorted(lengths)}")
     if masks is not None and masks.image_size != tuple(image_size):
@@ -50,6 +53,7 @@ def build_instances(
         logger.warning("dropped %d of %d detections whose box or score is not finite", num_dropped, len(boxes))
         boxes, scores, classes = boxes[is_finite], scores[is_finite], classes[is_finite]
         masks = None if masks is None else masks[is_finite]
+        fields = {name: values[is_finite] for name, values in fields.items()}
     instances = Instances((int(image_size[0]), int(image_size[1])))
     instances.pred_boxes = Boxes(boxes)
     instances.pred_boxes.clip(instances.image_size)
@@ -57,4 +61,6 @@ def build_instances(
     instances.pred_classes = classes.to(torch.int64)
     if masks is not None:
         instances.pred_masks = masks
+    for name, values in fields.items():
+        instances.set(name, values)
     return instances

@@ -2,7 +2,7 @@
 
 from segzoo.visualization.canvas import draw_text, instance_color, save_image, side_by_side
 from segzoo.visualization.overlay import draw_boxes, draw_instances, draw_mask
-from segzoo.visualization.rays import draw_heat, draw_points, draw_polygons, draw_rays, ray_ends
+from segzoo.visualization.rays import draw_heat, draw_points, draw_polygons, draw_rays
 
 __all__ = [
     "draw_boxes",
@@ -14,7 +14,6 @@ __all__ = [
     "draw_rays",
     "draw_text",
     "instance_color",
-    "ray_ends",
     "save_image",
     "side_by_side",
 ]

@@ -1,7 +1,6 @@
 """Rays with their centres, contours, heat maps and points: the pictures of PolarMask and of training targets.
 
-Shape shorthand: D instances, n rays; points (x, y) in continuous image coordinates, px. Ray k points at
-theta_k = 2 pi k / n, its end is centre + r (sin theta_k, cos theta_k): angle 0 is +y, growing towards +x.
+Shape shorthand: D instances, n rays; points (x, y) in continuous image coordinates, px.
 """
 
 from __future__ import annotations
@@ -23,44 +22,29 @@ from segzoo.visualization.canvas import (
 logger = logging.getLogger(__name__)
 
 
-def ray_ends(centers: np.ndarray, rays: np.ndarray) -> np.ndarray:
-    """Ends of rays.
-
-    Args:
-        centers: (D, 2) px.
-        rays: (D, n) lengths in px.
-
-    Returns:
-        (D, n, 2) points, the corners of the contours.
-
-    Raises:
-        ValueError: the shapes do not belong together.
-    """
-    centers, rays = np.asarray(centers, dtype=np.float64), np.asarray(rays, dtype=np.float64)
-    if rays.ndim != 2 or centers.shape != (len(rays), 2):
-        raise ValueError(f"centers {centers.shape} and rays {rays.shape} must be (D, 2) and (D, n)")
-    theta = np.arange(rays.shape[1]) * (2 * np.pi / rays.shape[1])
-    direction = np.stack([np.sin(theta), np.cos(theta)], axis=1)
-    return centers[:, None] + rays[..., None] * direction
-
-
 def draw_rays(
-    image: np.ndarray, centers: np.ndarray, rays: np.ndarray, color: Color | None = None, with_contour: bool = True
+    image: np.ndarray, centers: np.ndarray, contours: np.ndarray, color: Color | None = None, with_contour: bool = True
 ) -> np.ndarray:
-    """Draws rays from their centres, and the contour through their ends.
+    """Draws rays from their centres to their ends, and the contour through the ends.
 
     Args:
         image: (H, W, 3) uint8 BGR.
         centers: (D, 2) px.
-        rays: (D, n) lengths in px; an instance with a number that is not finite is left out with a warning.
+        contours: (D, n, 2) ends of the rays, px; an instance with a number that is not finite is left out with a
+            warning.
         color: of all of them; None gives each its own.
         with_contour: whether the ends are joined.
 
     Returns:
         (H, W, 3) uint8, a new image.
+
+    Raises:
+        ValueError: the shapes do not belong together.
     """
     canvas = check_image(image)
-    ends = ray_ends(centers, rays)
+    centers, ends = np.asarray(centers, dtype=np.float64), np.asarray(contours, dtype=np.float64)
+    if ends.ndim != 3 or ends.shape[2] != 2 or centers.shape != (len(ends), 2):
+        raise ValueError(f"centers {centers.shape} and contours {ends.shape} must be (D, 2) and (D, n, 2)")
     is_finite = np.isfinite(ends).all(axis=(1, 2))
     if not is_finite.all():
         logger.warning("%d of %d contours have rays that are not finite: not drawn", (~is_finite).sum(), len(ends))

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
 from segzoo.geometry.rle import RLEMasks
-from tests.contract.toys import NUM_CLASSES, WITHOUT_MASKS, make_input
+from tests.contract.toys import NUM_CLASSES, WITHOUT_MASKS, make_input, toy_config
 
 Build = Callable[..., torch.nn.Module]
 # Thresholds 0: an untrained model finds as much as it may.
@@ -115,3 +116,19 @@ def test_results_scale_with_the_output_size(build: Build) -> None:
     (large,) = predict(model, [make_input((64, 96), [], height=128, width=288)])
     scale = torch.tensor([3.0, 2.0, 3.0, 2.0])
     torch.testing.assert_close(large.pred_boxes.tensor, small.pred_boxes.tensor * scale, rtol=1e-4, atol=1e-2)
+
+
+def test_polarmask_keeps_centres_and_contours_for_pictures() -> None:
+    torch.manual_seed(1)
+    model = build_model(toy_config("PolarMask", *FIND_ALL))
+    (instances,) = predict(model, [make_input((64, 96), [], height=128, width=288)])
+    contours = instances.pred_contours
+    assert instances.pred_centers.shape == (len(instances.scores), 2)
+    assert contours.shape == (len(instances.scores), 36, 2)
+    # Ray 0 points down and ray 9 of 36 to the right of the centre.
+    assert torch.equal(contours[:, 0, 0], instances.pred_centers[:, 0])
+    assert (contours[:, 0, 1] > instances.pred_centers[:, 1]).all()
+    assert (contours[:, 9, 0] > instances.pred_centers[:, 0]).all()
+    corners = torch.cat((contours.amin(dim=1), contours.amax(dim=1)), dim=1)
+    limit = torch.tensor([288.0, 128.0, 288.0, 128.0])
+    torch.testing.assert_close(instances.pred_boxes.tensor, corners.clamp(min=0).minimum(limit))

@@ -98,6 +98,34 @@ def test_demo_folder_gives_pictures_results_and_a_summary(
     assert (summary["images"], summary["instances"], summary["failed"]) == (2, 2, [])
 
 
+def test_demo_rays_stand_beside_the_instances(
+    run_folder: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_rays(self: nn.Module, batched_inputs: list[dict]) -> list[dict]:
+        size = (batched_inputs[0]["height"], batched_inputs[0]["width"])
+        ends = torch.tensor([[[20.0, 30.0], [30.0, 20.0], [20.0, 10.0], [10.0, 20.0]]] * 2)
+        none = RLEMasks(encode_masks(np.zeros((2, *size), dtype=bool)), size)
+        fields = {"pred_centers": torch.tensor([[20.5, 20.5]] * 2), "pred_contours": ends + 0.5}
+        scores, boxes = torch.tensor([0.9, 0.1]), torch.tensor([[10.0, 10, 30, 30]] * 2)
+        return [{"instances": build_instances(size, boxes, scores, torch.tensor([0, 0]), none, **fields)}]
+
+    monkeypatch.setattr(LeftHalfForDemo, "forward", with_rays)
+    output = tmp_path / "pictures"
+    assert _run(run_folder, "--input", photos / "0.png", "--output", output, "--rays") == 0
+    picture = read_image(str(output / "0.png"))
+    assert picture.shape[1] > 2 * 60
+    right = picture[-40:, -60:]
+    assert not np.array_equal(right[20, 25], [100] * 3)  # on the ray to the right
+    assert np.array_equal(right[35, 50], [100] * 3)
+
+
+def test_demo_rays_of_a_method_without_rays_are_refused(
+    run_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(run_folder, "--input", photos, "--output", tmp_path / "pictures", "--rays") == 2
+    assert "predicts no rays" in capsys.readouterr().err
+
+
 def test_demo_threshold_lets_the_low_scores_in(run_folder: Path, photos: Path, tmp_path: Path) -> None:
     results_file = tmp_path / "results.json"
     assert _run(run_folder, "--input", photos / "0.png", "--results", results_file, "--threshold", "0.1") == 0

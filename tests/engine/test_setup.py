@@ -12,12 +12,13 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 
-from segzoo.config import get_segzoo_cfg
+from projects import get_cfg
+from segzoo.config import get_segzoo_cfg, merge_config
 from segzoo.engine.arguments import build_argument_parser
 from segzoo.engine.device import choose_device
 from segzoo.engine.launch import launch
 from segzoo.engine.setup import build_config, prepare_output_dir, resolve_num_classes, scale_learning_rate
-from segzoo.engine.validate import validate_batch, validate_config
+from segzoo.engine.validate import UNUSED, validate_batch, validate_config
 from segzoo.errors import ConfigError, DatasetError
 from tests.engine.tiny_run import tiny_config, tiny_options, write_tiny_coco
 
@@ -43,6 +44,12 @@ def config(**changes: object) -> CfgNode:
         ({"SOLVER__AMP__DTYPE": "float8"}, "SOLVER.AMP.DTYPE is 'float8'"),
         ({"SOLVER__EMA__DECAY": 1.0}, "SOLVER.EMA.DECAY is 1.0"),
         ({"MODEL__FCOS__SCORE_THRESH_TEST": 1.5}, "(?s)MODEL.FCOS.SCORE_THRESH_TEST is 1.5.*between 0 and 1"),
+        ({"INPUT__FORMAT": "bgr"}, "(?s)INPUT.FORMAT is 'bgr'.*'BGR', 'RGB'"),
+        ({"SOLVER__POSITIVE_COUNT": "mean"}, "(?s)SOLVER.POSITIVE_COUNT is 'mean'.*'reduce', 'local'"),
+        ({"MODEL__PIXEL_STD": [1.0, 0.0, 1.0]}, r"(?s)MODEL.PIXEL_STD is \[1.0, 0.0, 1.0\].*greater than 0"),
+        ({"MODEL__PIXEL_STD": [1.0]}, r"(?s)MODEL.PIXEL_STD is \[1.0\].*three numbers"),
+        ({"MODEL__PIXEL_MEAN": [1.0, float("nan"), 2.0]}, "MODEL.PIXEL_MEAN is"),
+        ({"MODEL__FPN__FUSE_TYPE": "max"}, "MODEL.FPN.FUSE_TYPE is 'max'"),
         ({"MODEL__RETINANET__IOU_THRESHOLDS": [0.4, -0.5]}, "MODEL.RETINANET.IOU_THRESHOLDS"),
         ({"SOLVER__CLIP_GRADIENTS__ENABLED": True, "SOLVER__CLIP_GRADIENTS__CLIP_VALUE": 0.0}, "CLIP_VALUE is 0.0"),
     ],
@@ -51,6 +58,24 @@ def test_validate_config_names_key_value_and_range(changes: dict[str, object], m
     validate_config(config())
     with pytest.raises(ConfigError, match=message):
         validate_config(config(**changes))
+
+
+@pytest.mark.parametrize("key", UNUSED)
+def test_validate_config_refuses_keys_without_effect(key: str) -> None:
+    default = UNUSED[key][0]
+    changed = {bool: True, str: "RepeatFactorTrainingSampler", tuple: ("a",), list: ["a"]}.get(type(default), 2)
+    cfg = config(**{key: type(default)(changed)})
+    with pytest.raises(ConfigError, match=rf"(?s){key} is .*SegZoo does not use this key.*leave it at"):
+        validate_config(cfg)
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_validate_config_lets_the_shipped_configs_pass(path: Path) -> None:
+    validate_config(merge_config(get_cfg(), str(path)))
+
+
+def test_optimizer_names_have_no_case() -> None:
+    validate_config(config(SOLVER__OPTIMIZER="adamw"))
 
 
 def test_validate_batch_suggests_a_batch_that_works() -> None:

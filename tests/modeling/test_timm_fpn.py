@@ -218,6 +218,9 @@ def test_read_state_dict_other_sha256_is_refused(tmp_path: Path) -> None:
         ({"TIMM__WEIGHTS": "absent.pth"}, r"absent\.pth"),
         ({"TIMM__NAME": "resnet18", "TIMM__WEIGHTS": "package"}, "efficientnet_lite0"),
         ({"FPN__TOP_IN_FEATURE": "p9"}, "TOP_IN_FEATURE"),
+        ({"FPN__IN_FEATURES": ["res2", "res3"]}, r"MODEL.FPN.IN_FEATURES is .*'res2'.*OUT_STRIDES \(8, 16, 32\)"),
+        ({"FPN__NORM": "GM"}, "MODEL.FPN.NORM is 'GM'"),
+        ({"FPN__NORM": "GN"}, "16 channels"),
     ],
 )
 def test_build_timm_fpn_impossible_config_raises_config_error(changes: dict, message: str) -> None:
@@ -299,14 +302,34 @@ def test_freeze_bn_training_step_changes_no_statistics_and_keeps_the_activation(
     assert float(stem.max()) == 6.0
 
 
-def test_freeze_bn_from_scratch_is_ignored_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_build_timm_fpn_takes_in_features_that_agree() -> None:
+    backbone = build_backbone(timm_cfg(FPN__IN_FEATURES=["res3", "res4", "res5"]))
+    assert list(backbone.output_shape()) == ["p3", "p4", "p5", "p6", "p7"]
+
+
+def test_freeze_from_scratch_is_ignored_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    for freeze_bn, freeze_at in ((True, 2), (True, 0), (False, 2)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="segzoo"):
+            backbone = build_backbone(timm_cfg(TIMM__FREEZE_BN=freeze_bn, TIMM__FREEZE_AT=freeze_at))
+        assert f"FREEZE_BN ({freeze_bn}) and MODEL.TIMM.FREEZE_AT ({freeze_at}) have no effect" in caplog.text
+        assert all(parameter.requires_grad for parameter in backbone.parameters())
+        assert all(m.training for m in backbone.train().bottom_up.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_freeze_nothing_from_scratch_warns_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="segzoo"):
-        backbone = build_backbone(timm_cfg(TIMM__FREEZE_BN=True))
-    assert "FREEZE_BN has no effect from scratch" in caplog.text
-    assert any(m.training for m in backbone.train().bottom_up.modules() if isinstance(m, nn.BatchNorm2d))
-    # A whole model's checkpoint brings its statistics, so that freezing is meant.
-    frozen = build_backbone(timm_cfg(TIMM__FREEZE_BN=True, WEIGHTS="model_final.pth"))
+        build_backbone(timm_cfg(TIMM__FREEZE_BN=False, TIMM__FREEZE_AT=0))
+    assert "no effect" not in caplog.text
+
+
+def test_freeze_is_meant_where_a_whole_models_checkpoint_follows(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="segzoo"):
+        frozen = build_backbone(timm_cfg(TIMM__FREEZE_BN=True, TIMM__FREEZE_AT=2, WEIGHTS="model_final.pth"))
+    assert "no effect" not in caplog.text
     assert not any(m.training for m in frozen.train().bottom_up.modules() if isinstance(m, nn.BatchNorm2d))
+    assert not frozen.bottom_up.extractor.conv_stem.weight.requires_grad
+    assert frozen.fpn_output5.weight.requires_grad
 
 
 def test_package_other_normalisation_is_warned_of(

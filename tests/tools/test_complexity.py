@@ -90,6 +90,18 @@ def test_complexity_unknown_key_ends_with_code_2(capsys: pytest.CaptureFixture[s
     assert "NO_SUCH_KEY" in capsys.readouterr().err
 
 
+def test_complexity_error_with_json_is_the_last_line(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--config-file", "configs/polarmask_R50.yaml", "--size", "0", "8"]
+    assert command.main(arguments) == 2
+    assert capsys.readouterr().out == ""
+    assert command.main([*arguments, "--json"]) == 2
+    captured = capsys.readouterr()
+    result = json.loads(captured.out.splitlines()[-1])
+    assert list(result) == ["error"]
+    assert "--size" in result["error"]
+    assert captured.err.startswith(f"error: {result['error']}")
+
+
 def test_table_ends_with_the_totals() -> None:
     table = Complexity((8, 8), measure_complexity(SmallNetwork().eval(), (8, 8)).parts).table()
     assert table.splitlines()[-1].split()[:3] == ["total", "300", "300"]

@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import pytest
 
-from segzoo.visualization import draw_heat, draw_points, draw_polygons, draw_rays, instance_color, ray_ends
+from segzoo.visualization import draw_heat, draw_points, draw_polygons, draw_rays, instance_color
 
 BLUE = (255, 0, 0)
 # Lines are anti-aliased: on a line the colour is nearly the whole.
@@ -19,20 +19,20 @@ def image() -> np.ndarray:
     return np.zeros((100, 140, 3), dtype=np.uint8)
 
 
-def test_ray_ends_angle_zero_is_down_and_grows_to_the_right() -> None:
-    ends = ray_ends(np.array([[50.0, 40.0]]), np.array([[10.0, 20.0, 30.0, 5.0]]))
-    assert ends[0] == pytest.approx(np.array([[50, 50], [70, 40], [50, 10], [45, 40]]))
+def ends_of(centers: np.ndarray, rays: np.ndarray) -> np.ndarray:
+    """(D, 4, 2) ends of four rays: down, right, up, left."""
+    return centers[:, None] + rays[..., None] * np.array([[0, 1], [1, 0], [0, -1], [-1, 0]])
 
 
-def test_ray_ends_shapes_that_disagree_are_refused() -> None:
+def test_draw_rays_shapes_that_disagree_are_refused(image: np.ndarray) -> None:
     with pytest.raises(ValueError, match="centers"):
-        ray_ends(np.zeros((2, 2)), np.zeros((3, 36)))
+        draw_rays(image, np.zeros((2, 2)), np.zeros((3, 36, 2)))
 
 
 def test_draw_rays_end_where_they_should(image: np.ndarray) -> None:
     # Centre of the pixel (row 40, col 60); the ends are centres of pixels too.
     center, rays = np.array([[60.5, 40.5]]), np.array([[30.0, 50.0, 20.0, 10.0]])
-    drawn = draw_rays(image, center, rays, BLUE, with_contour=False)
+    drawn = draw_rays(image, center, ends_of(center, rays), BLUE, with_contour=False)
     for row, col in ((69, 60), (40, 109), (21, 60), (40, 51)):
         assert drawn[row, col, 0] > NEARLY
     for row, col in ((73, 60), (40, 113), (17, 60), (40, 47), (60, 80)):
@@ -41,26 +41,30 @@ def test_draw_rays_end_where_they_should(image: np.ndarray) -> None:
 
 
 def test_draw_rays_contour_joins_the_ends(image: np.ndarray) -> None:
-    drawn = draw_rays(image, np.array([[60.5, 40.5]]), np.full((1, 4), 30.0), BLUE)
+    center = np.array([[60.5, 40.5]])
+    ends = ends_of(center, np.full((1, 4), 30.0))
+    drawn = draw_rays(image, center, ends, BLUE)
     middle = drawn[55, 75]  # half-way between the end at the bottom and that at the right
     assert middle.min() > 100
-    alone = draw_rays(image, np.array([[60.5, 40.5]]), np.full((1, 4), 30.0), BLUE, with_contour=False)
+    alone = draw_rays(image, center, ends, BLUE, with_contour=False)
     assert alone[55, 75].max() == 0
 
 
 def test_draw_rays_not_finite_is_left_out_with_a_warning(image: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
     rays = np.array([[10.0, np.nan, 10.0, 10.0], [10.0, 10.0, 10.0, 10.0]])
     with caplog.at_level(logging.WARNING):
-        drawn = draw_rays(image, np.array([[30.5, 40.5], [100.5, 40.5]]), rays)
+        centers = np.array([[30.5, 40.5], [100.5, 40.5]])
+        drawn = draw_rays(image, centers, ends_of(centers, rays))
     assert "1 of 2" in caplog.text
     assert drawn[:, :70].max() == 0
     assert drawn[:, 70:].max() > 0
 
 
 def test_draw_rays_beyond_the_image_and_none_do_not_fail(image: np.ndarray) -> None:
-    drawn = draw_rays(image, np.array([[60.5, 40.5]]), np.full((1, 4), 1e9), BLUE)
+    center = np.array([[60.5, 40.5]])
+    drawn = draw_rays(image, center, ends_of(center, np.full((1, 4), 1e9)), BLUE)
     assert drawn[40, 139, 0] > NEARLY
-    assert np.array_equal(draw_rays(image, np.zeros((0, 2)), np.zeros((0, 36))), image)
+    assert np.array_equal(draw_rays(image, np.zeros((0, 2)), np.zeros((0, 36, 2))), image)
 
 
 def test_draw_polygons_colours_the_outline_only(image: np.ndarray) -> None:

@@ -11,13 +11,39 @@ from torch import nn
 
 from segzoo.errors import ConfigError
 
+# What Detectron2's `get_norm` knows by name; GN has groups of one size.
+NORMS = ("", "GN", "BN", "SyncBN", "FrozenBN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
+GN_GROUPS = 32
+
+
+def check_norm(key: str, norm: str, channels: int) -> None:
+    """Whether Detectron2 can build the norm `norm` over `channels` channels.
+
+    Args:
+        key: of the config, for the error.
+
+    Raises:
+        ConfigError: an unknown norm, or channels that GN's groups do not divide.
+    """
+    if norm not in NORMS:
+        raise ConfigError(f"{key} is {norm!r}", f"allowed: {', '.join(map(repr, NORMS))}")
+    if norm == "GN" and channels % GN_GROUPS:
+        raise ConfigError(
+            f"{key} is 'GN' over {channels} channels (MODEL.FPN.OUT_CHANNELS is the pyramid's)",
+            f'GN needs a multiple of {GN_GROUPS}; change the channels, or use "BN" or ""',
+        )
+
 
 def build_pyramid(cfg: CfgNode, bottom_up: Backbone, in_features: Sequence[str], top_block: nn.Module) -> FPN:
     """Detectron2's FPN over `in_features` of `bottom_up`, with the channels, norm and fusion of MODEL.FPN.
 
     Returns:
         A backbone (N, 3, H, W) -> {"p<i>": (N, OUT_CHANNELS, H / 2^i, W / 2^i)}.
+
+    Raises:
+        ConfigError: an impossible MODEL.FPN.NORM.
     """
+    check_norm("MODEL.FPN.NORM", cfg.MODEL.FPN.NORM, cfg.MODEL.FPN.OUT_CHANNELS)
     return FPN(
         bottom_up=bottom_up,
         in_features=list(in_features),

@@ -148,22 +148,38 @@ def _feature_indices(name: str, reductions: Sequence[int], out_strides: Sequence
 
 def _build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     node = cfg.MODEL.TIMM
-    freeze_bn = node.FREEZE_BN
-    if freeze_bn and not node.WEIGHTS and not cfg.MODEL.WEIGHTS:
-        # Statistics of random weights are no statistics: frozen ones let the activations explode.
-        logger.warning(
-            "MODEL.TIMM.FREEZE_BN has no effect from scratch (MODEL.TIMM.WEIGHTS and MODEL.WEIGHTS are empty)"
-        )
-        freeze_bn = False
+    freeze_bn, freeze_at = _frozen_parts(cfg)
     _warn_of_other_normalisation(cfg)
-    return TimmBackbone(
+    bottom_up = TimmBackbone(
         node.NAME,
         out_strides=node.OUT_STRIDES,
         weights=node.WEIGHTS,
         freeze_bn=freeze_bn,
-        freeze_at=node.FREEZE_AT,
+        freeze_at=freeze_at,
         in_channels=input_shape.channels,
     )
+    names, wanted = list(bottom_up.output_shape()), list(cfg.MODEL.FPN.IN_FEATURES)
+    if wanted and wanted != names:
+        raise ConfigError(
+            f"MODEL.FPN.IN_FEATURES is {wanted}, but MODEL.TIMM.OUT_STRIDES {tuple(node.OUT_STRIDES)} gives {names}",
+            "a timm pyramid takes all of OUT_STRIDES: change these, and leave MODEL.FPN.IN_FEATURES [] or equal",
+        )
+    return bottom_up
+
+
+def _frozen_parts(cfg: CfgNode) -> tuple[bool, int]:
+    """FREEZE_BN and FREEZE_AT, both off where there are no weights worth keeping."""
+    node = cfg.MODEL.TIMM
+    if node.WEIGHTS or cfg.MODEL.WEIGHTS or not (node.FREEZE_BN or node.FREEZE_AT > 0):
+        return node.FREEZE_BN, node.FREEZE_AT
+    # Statistics of random weights are no statistics: frozen ones let the activations explode. Frozen random
+    # convolutions only withhold from the rest what it could learn from.
+    logger.warning(
+        "MODEL.TIMM.FREEZE_BN (%s) and MODEL.TIMM.FREEZE_AT (%d) have no effect from scratch (MODEL.TIMM.WEIGHTS and "
+        "MODEL.WEIGHTS are empty): nothing is frozen",
+        *(node.FREEZE_BN, node.FREEZE_AT),
+    )
+    return False, 0
 
 
 def _warn_of_other_normalisation(cfg: CfgNode) -> None:
@@ -195,7 +211,8 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
         A backbone (N, 3, H, W) -> {"p<i>": (N, OUT_CHANNELS, H / 2^i, W / 2^i)}.
 
     Raises:
-        ConfigError: see `TimmBackbone`; or an unknown MODEL.FPN.TOP_IN_FEATURE.
+        ConfigError: see `TimmBackbone`; an unknown MODEL.FPN.TOP_IN_FEATURE; MODEL.FPN.IN_FEATURES is set, but not to
+            the features of MODEL.TIMM.OUT_STRIDES.
     """
     bottom_up = _build_bottom_up(cfg, input_shape)
     names = list(bottom_up.output_shape())
@@ -210,7 +227,8 @@ def build_timm_fpn_rcnn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
         A backbone (N, 3, H, W) -> {"p<i>": (N, OUT_CHANNELS, H / 2^i, W / 2^i)}.
 
     Raises:
-        ConfigError: see `TimmBackbone`; or MODEL.TIMM.OUT_STRIDES does not end in 32, which the max pooling needs.
+        ConfigError: see `build_timm_fpn_backbone`; or MODEL.TIMM.OUT_STRIDES does not end in 32, which the max pooling
+            needs.
     """
     if tuple(cfg.MODEL.TIMM.OUT_STRIDES)[-1:] != (32,):
         raise ConfigError(
