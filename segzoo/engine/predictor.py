@@ -12,6 +12,7 @@ from detectron2.structures import Instances
 
 from segzoo.data.augmentation import build_augmentations
 from segzoo.data.image_io import read_image
+from segzoo.engine.validate import validate_config
 from segzoo.engine.weights import load_weights
 
 
@@ -24,11 +25,12 @@ class Predictor:
 
     Raises:
         CheckpointError: the weights are unreadable or do not fit.
-        ConfigError: impossible INPUT keys.
+        ConfigError: impossible values.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
         self.cfg = cfg.clone()
+        validate_config(self.cfg)
         self.model = build_model(self.cfg)
         self.model.eval()
         load_weights(self.model, self.cfg.MODEL.WEIGHTS)

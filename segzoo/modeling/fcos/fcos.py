@@ -14,6 +14,7 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from segzoo.modeling.fcos.assign import assign_locations, box_distances
+from segzoo.modeling.fcos.check import check_fcos
 from segzoo.modeling.fcos.decode import (
     clip_boxes,
     distances_to_boxes,
@@ -31,9 +32,14 @@ from segzoo.modeling.preprocess import ImagePreprocessor
 
 
 def detector_arguments(cfg: CfgNode) -> dict[str, Any]:
-    """The arguments that every FCOS-based meta-architecture takes from MODEL.FCOS and the shared keys."""
+    """The arguments that every FCOS-based meta-architecture takes from MODEL.FCOS and the shared keys.
+
+    Raises:
+        ConfigError: a value that cannot work, see `check_fcos`.
+    """
     fcos = cfg.MODEL.FCOS
     backbone = build_backbone(cfg)
+    check_fcos(cfg, backbone)
     return {
         "backbone": backbone,
         "preprocessor": ImagePreprocessor(
