@@ -165,3 +165,17 @@ def test_polar_targets_of_specks_that_no_ray_meets_are_background() -> None:
     assert 0 < len(targets.positives) < int((in_square & (locations.points_px > 30).all(dim=1)).sum()) + 4
     assert (targets.rays_px.amax(dim=1) > 1e-3).all()
     assert len(targets.box_distances_px) == len(targets.positives) == int((targets.classes == 1).sum())
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_case_29_polar_targets_are_the_same_on_every_device(batch: list[Instances], device: str) -> None:
+    twins = make_instances(batch[0].gt_masks.tensor[[0, 0, 1, 1]], [4, 3, 2, 1])
+    expected = targets_of(pyramid((96, 128)), [twins, *batch])
+    locations = Locations(*(column.to(device) for column in pyramid((96, 128))))
+    found = targets_of(locations, [instances.to(device) for instances in [twins, *batch]])
+    assert torch.equal(found.classes.cpu(), expected.classes)
+    assert torch.equal(found.positives.cpu(), expected.positives)
+    torch.testing.assert_close(found.rays_px.cpu(), expected.rays_px, rtol=1e-5, atol=1e-3)
+    # Of twins the first one in the list has the locations.
+    own = set(expected.classes[: len(locations.levels)].tolist())
+    assert own == {4, 2, NUM_CLASSES}
