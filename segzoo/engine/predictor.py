@@ -12,6 +12,7 @@ from detectron2.structures import Instances
 
 from segzoo.data.augmentation import build_augmentations
 from segzoo.data.image_io import read_image
+from segzoo.engine.device import choose_device
 from segzoo.engine.validate import validate_config
 from segzoo.engine.weights import load_weights
 
@@ -20,16 +21,21 @@ class Predictor:
     """A model with its weights, for single images.
 
     Args:
-        cfg: the whole config; MODEL.WEIGHTS are loaded, MODEL.DEVICE is where it runs. MODEL.NUM_CLASSES and every
-            method's NUM_CLASSES must be those that the weights were trained with.
+        cfg: the whole config; MODEL.WEIGHTS are loaded, MODEL.DEVICE is where it runs ("cuda", the default, means the
+            CPU on a machine without a GPU). MODEL.NUM_CLASSES and every method's NUM_CLASSES must be those that the
+            weights were trained with.
 
     Raises:
         CheckpointError: the weights are unreadable or do not fit.
-        ConfigError: impossible values.
+        ConfigError: impossible values, or a GPU that is not there.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
         self.cfg = cfg.clone()
+        # The caller's config may be frozen; the clone is this object's own.
+        self.cfg.defrost()
+        self.cfg.MODEL.DEVICE = choose_device(self.cfg.MODEL.DEVICE, num_gpus=1)
+        self.cfg.freeze()
         validate_config(self.cfg)
         self.model = build_model(self.cfg)
         self.model.eval()

@@ -15,6 +15,7 @@ from torch import nn
 from segzoo.config import get_segzoo_cfg
 from segzoo.data.mapper import DatasetMapper
 from segzoo.engine.predictor import Predictor
+from segzoo.errors import ConfigError
 from segzoo.modeling.postprocess import build_instances
 
 
@@ -90,3 +91,19 @@ def test_predictor_loads_the_weights_of_the_config(tmp_path: Path) -> None:
     cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
     torch.save({"model": {"weight": torch.tensor([7.0])}}, cfg.MODEL.WEIGHTS)
     assert Predictor(cfg).model.weight.item() == 7.0
+
+
+def test_predictor_takes_the_cpu_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    cfg = settings("BGR", "shortest_edge")
+    cfg.MODEL.DEVICE = "cuda"
+    cfg.freeze()
+    predictor = Predictor(cfg)
+    assert predictor.cfg.MODEL.DEVICE == "cpu"
+    assert predictor.model.weight.device.type == "cpu"
+    assert cfg.MODEL.DEVICE == "cuda", "the caller's config stays as it is"
+    cfg = settings("BGR", "shortest_edge")
+    cfg.MODEL.DEVICE = "cuda:0"
+    with pytest.raises(ConfigError, match="cuda:0"):
+        Predictor(cfg)
