@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from segzoo.engine.optimizer import CLIP_TYPES, OPTIMIZERS
 from segzoo.errors import ConfigError
@@ -16,6 +19,8 @@ CHOICES = {
     "SOLVER.AMP.DTYPE": ("float16", "bfloat16"),
     "SOLVER.POSITIVE_COUNT": ("reduce", "local"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": CLIP_TYPES,
+    "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
     "MODEL.FPN.FUSE_TYPE": ("sum", "avg"),
     "TEST.COCO_ENGINE": ("faster", "pycocotools"),
     "INPUT.FORMAT": ("BGR", "RGB"),
@@ -33,11 +38,30 @@ MINIMA = {
     "SOLVER.LOG_PERIOD": 1,
     "SOLVER.CHECKPOINT_KEEP": 0,
     "SOLVER.EMA.RAMP": 1,
+    "SOLVER.CHECKPOINT_PERIOD": 0,
+    "SOLVER.NUM_DECAYS": 1,
+    "INPUT.MAX_INSTANCES": 0,
     "TEST.IMS_PER_BATCH": 1,
     "TEST.EVAL_PERIOD": 0,
+    "TEST.MASK_BUDGET_MB": 1,
     "DATALOADER.NUM_WORKERS": 0,
     "MODEL.NUM_CLASSES": 0,
 }
+# key -> (smallest value, the value it must stay below) of rates, factors and momenta.
+RANGES: dict[str, tuple[float, float]] = {
+    "SOLVER.MOMENTUM": (0.0, 1.0),
+    "SOLVER.WEIGHT_DECAY": (0.0, 1.0),
+    "SOLVER.WEIGHT_DECAY_NORM": (0.0, 1.0),
+    "SOLVER.WEIGHT_DECAY_BIAS": (0.0, 1.0),
+    "SOLVER.EMA.DECAY": (0.0, 1.0),
+    "SOLVER.BASE_LR_END": (0.0, math.inf),
+    "SOLVER.BIAS_LR_FACTOR": (0.0, math.inf),
+    "SOLVER.BACKBONE_LR_FACTOR": (0.0, math.inf),
+}
+# Names of what a config builds; the packages of the methods register theirs when they add their keys.
+REGISTRIES = {"MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY, "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY}
+# With several test sets the name of one may stand in front.
+METRIC_PATTERN = re.compile(r"(.+/)?(bbox|segm)/(AP(50|75|s|m|l|-.+)?|AR(1|10|100|s|m|l))")
 # Thresholds in pixels, where -1 means "off".
 NOT_A_FRACTION = ("MODEL.RPN.BOUNDARY_THRESH",)
 # Detectron2's keys that change a run there, but nothing here: key -> (the default it must keep, what to do instead).
@@ -60,7 +84,7 @@ UNUSED: dict[str, tuple[Any, str]] = {
 
 
 def validate_config(cfg: CfgNode) -> None:
-    """Checks choices, counts, thresholds (0..1), colours, the schedule, and keys that have no effect.
+    """Checks names, choices, counts, ranges, thresholds (0..1), colours, the schedule, and keys that have no effect.
 
     Raises:
         ConfigError: names the key, its value and the allowed range.
@@ -72,6 +96,8 @@ def validate_config(cfg: CfgNode) -> None:
     for key, minimum in MINIMA.items():
         if get_key(cfg, key) < minimum:
             raise ConfigError(f"{key} is {get_key(cfg, key)}", f"it must be at least {minimum}")
+    _check_names(cfg)
+    _check_ranges(cfg)
     _check_fractions(cfg)
     _check_colors(cfg)
     _check_schedule(cfg)
@@ -111,6 +137,44 @@ def walk(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + key, value
 
 
+def _check_names(cfg: CfgNode) -> None:
+    # SegZoo's own architectures and backbones are there only once this package is imported.
+    import segzoo.modeling  # noqa: F401
+
+    for key, registry in REGISTRIES.items():
+        name, known = get_key(cfg, key), sorted(known for known, _ in registry)
+        if name not in known:
+            nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
+            raise ConfigError(
+                f"{key} is {name!r}, which is not registered",
+                f"the nearest known name is {nearest!r} of {', '.join(known)}",
+            )
+    if not METRIC_PATTERN.fullmatch(cfg.TEST.BEST_METRIC):
+        raise ConfigError(
+            f"TEST.BEST_METRIC is {cfg.TEST.BEST_METRIC!r}",
+            "it must be bbox/ or segm/ and AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl "
+            "or AP-<class>, such as 'segm/AP'",
+        )
+
+
+def _check_ranges(cfg: CfgNode) -> None:
+    for key, (smallest, limit) in RANGES.items():
+        value = get_key(cfg, key)
+        # WEIGHT_DECAY_BIAS is None where biases decay like weights.
+        if value is not None and not smallest <= value < limit:
+            raise ConfigError(f"{key} is {value}", f"it must be in [{smallest:g}, {limit:g})")
+    # 1 keeps the rate at each step.
+    if not 0 < cfg.SOLVER.GAMMA <= 1:
+        raise ConfigError(f"SOLVER.GAMMA is {cfg.SOLVER.GAMMA}", "it must be in (0, 1], such as 0.1")
+    if not 0 <= cfg.SOLVER.WARMUP_FACTOR <= 1:
+        raise ConfigError(f"SOLVER.WARMUP_FACTOR is {cfg.SOLVER.WARMUP_FACTOR}", "it must be in [0, 1], such as 0.001")
+    if cfg.SOLVER.NESTEROV and cfg.SOLVER.MOMENTUM == 0:
+        raise ConfigError("SOLVER.NESTEROV is True, but SOLVER.MOMENTUM is 0", "give a momentum, such as 0.9")
+    betas = cfg.SOLVER.BETAS
+    if len(betas) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas):
+        raise ConfigError(f"SOLVER.BETAS is {betas}", "it must be two numbers in [0, 1), such as (0.9, 0.999)")
+
+
 def _check_fractions(cfg: CfgNode) -> None:
     for key, value in walk(cfg.MODEL, "MODEL."):
         name = key.rsplit(".", 1)[-1]
@@ -119,8 +183,6 @@ def _check_fractions(cfg: CfgNode) -> None:
         for number in value if isinstance(value, Sequence) and not isinstance(value, str) else [value]:
             if isinstance(number, int | float) and not 0 <= number <= 1:
                 raise ConfigError(f"{key} is {value}", "it must be between 0 and 1")
-    if not 0 <= cfg.SOLVER.EMA.DECAY < 1:
-        raise ConfigError(f"SOLVER.EMA.DECAY is {cfg.SOLVER.EMA.DECAY}", "it must be in [0, 1), such as 0.9998")
 
 
 def _check_colors(cfg: CfgNode) -> None:
@@ -143,8 +205,12 @@ def _check_unused(cfg: CfgNode) -> None:
 
 def _check_schedule(cfg: CfgNode) -> None:
     solver = cfg.SOLVER
-    if solver.BASE_LR <= 0:
-        raise ConfigError(f"SOLVER.BASE_LR is {solver.BASE_LR}", "it must be positive")
+    if not 0 < solver.BASE_LR < math.inf:
+        raise ConfigError(f"SOLVER.BASE_LR is {solver.BASE_LR}", "it must be positive and finite")
+    if solver.LR_SCHEDULER_NAME == "WarmupCosineLR" and solver.BASE_LR_END > solver.BASE_LR:
+        raise ConfigError(
+            f"SOLVER.BASE_LR_END is {solver.BASE_LR_END}", f"it must be at most SOLVER.BASE_LR {solver.BASE_LR}"
+        )
     if solver.CLIP_GRADIENTS.ENABLED and solver.CLIP_GRADIENTS.CLIP_VALUE <= 0:
         raise ConfigError(
             f"SOLVER.CLIP_GRADIENTS.CLIP_VALUE is {solver.CLIP_GRADIENTS.CLIP_VALUE}", "it must be positive"
