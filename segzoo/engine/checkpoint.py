@@ -25,6 +25,10 @@ LAST_CHECKPOINT = "last_checkpoint"
 FINAL_NAME = "model_final.pth"
 BEST_NAME = "model_best.pth"
 PERIODIC_PATTERN = re.compile(r"model_(\d{7,})\.pth")
+# What `write_atomically` leaves when it is killed.
+PART_PATTERN = re.compile(r"\..+\.\w{8}\.part")
+# Keys that hold a path: two spellings of one are no difference.
+PATH_KEYS = ("DATASETS.TRAIN_JSON", "DATASETS.TRAIN_IMAGES")
 # Keys that may differ on resume: they do not touch the sequence of losses, or (OUTPUT_DIR) where it is written.
 FREE_KEYS = (
     "OUTPUT_DIR",
@@ -92,6 +96,14 @@ def _fsync_folder(folder: str) -> None:
         os.close(descriptor)
 
 
+def remove_stale_parts(folder: str) -> None:
+    """Deletes the unfinished files of a killed run; call it where no other run can be writing into the folder."""
+    for name in os.listdir(folder):
+        if PART_PATTERN.fullmatch(name):
+            logger.info("Removing %s, an unfinished file of a killed run", name)
+            os.unlink(os.path.join(folder, name))
+
+
 def save_checkpoint(folder: str, name: str, state: Mapping[str, Any], keep: int = 0) -> str:
     """Writes folder/name, points `last_checkpoint` to it and deletes all but the newest `keep` periodic ones (0: none).
 
@@ -130,14 +142,18 @@ def last_checkpoint(folder: str) -> str:
     return path
 
 
-def read_checkpoint(path: str) -> dict[str, Any]:
+def read_checkpoint(path: str, mmap: bool = False) -> dict[str, Any]:
     """The content of a .pth file on the CPU, read with weights_only=True: no code of the file runs.
+
+    Args:
+        path: the file.
+        mmap: tensors stay in the file until they are used.
 
     Raises:
         CheckpointError: missing, truncated, not a checkpoint, or holding anything but tensors and plain containers.
     """
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except FileNotFoundError as error:
         raise CheckpointError(f"checkpoint {path!r} does not exist", "check MODEL.WEIGHTS") from error
     except pickle.UnpicklingError as error:
@@ -212,6 +228,8 @@ def _flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in node.items():
         if isinstance(value, dict):
             flat.update(_flatten(value, f"{prefix}{key}."))
+        elif prefix + key in PATH_KEYS and value:
+            flat[prefix + key] = os.path.abspath(value)
         else:
             flat[prefix + key] = value
     return flat

@@ -142,6 +142,26 @@ class CheckpointHook(HookBase):
             self._save(periodic_name(finished))
 
 
+class LearningRateHook(HookBase):
+    """Logs the rate of the step as "lr" and moves the schedule on.
+
+    "lr" is BASE_LR times the schedule's factor: what parameters without a factor of their own learn at.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler, base_lr: float
+    ) -> None:
+        self._scheduler = scheduler
+        self._base_lr = base_lr
+        groups = optimizer.param_groups
+        self._group = next((group for group in groups if group["initial_lr"] == base_lr), groups[0])
+
+    def after_step(self) -> None:
+        factor = self._base_lr / self._group["initial_lr"] if self._group["initial_lr"] else 1.0
+        self.trainer.storage.put_scalar("lr", self._group["lr"] * factor, smoothing_hint=False)
+        self._scheduler.step()
+
+
 class MemoryHook(HookBase):
     """Logs the peak memory so far in MiB: of the GPU where one is used, else of this process."""
 

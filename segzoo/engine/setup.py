@@ -24,9 +24,16 @@ from segzoo.data.registration import (
     register_builtin,
     register_coco_json,
 )
-from segzoo.engine.checkpoint import LAST_CHECKPOINT, PERIODIC_PATTERN, write_atomically
+from segzoo.engine.checkpoint import (
+    LAST_CHECKPOINT,
+    PERIODIC_PATTERN,
+    refuse_other_config,
+    remove_stale_parts,
+    write_atomically,
+)
 from segzoo.engine.device import choose_device, device_text
 from segzoo.engine.distributed import on_main_process
+from segzoo.engine.resume import read_last_checkpoint
 from segzoo.engine.validate import validate_batch, validate_config, walk
 from segzoo.errors import ConfigError
 
@@ -87,7 +94,9 @@ def setup(cfg: CfgNode, args: argparse.Namespace, loggers: Sequence[str] = ()) -
     logger.info("Device: %s", device_text(torch.device(cfg.MODEL.DEVICE)))
     if is_training:
         validate_batch(cfg, comm.get_world_size())
-    cfg.SEED = _resolve_seed(cfg, args.resume)
+    saved = read_last_checkpoint(cfg.OUTPUT_DIR, mmap=True) if is_training and args.resume else None
+    saved_config = saved["config"] if saved is not None else ""
+    cfg.SEED = _resolve_seed(cfg, args.resume, saved_config)
     seed_everything(cfg.SEED + comm.get_rank())
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     register_datasets(cfg)
@@ -99,8 +108,10 @@ def setup(cfg: CfgNode, args: argparse.Namespace, loggers: Sequence[str] = ()) -
     resolve_num_classes(cfg)
     scale_learning_rate(cfg)
     if is_training:
-        path = os.path.join(cfg.OUTPUT_DIR, CONFIG_NAME)
-        on_main_process(lambda: write_atomically(path, cfg.dump()))
+        # A refused resume leaves the run as it was, its config.yaml included.
+        if saved_config and not args.force:
+            refuse_other_config(saved_config, cfg, force=False)
+        on_main_process(lambda: _begin_run(cfg))
     cfg.freeze()
     return cfg
 
@@ -198,15 +209,27 @@ def _audit(cfg: CfgNode) -> None:
         logger.info("Audit of %s\n%s", name, table)
 
 
-def _resolve_seed(cfg: CfgNode, resume: bool) -> int:
-    """cfg.SEED; when negative, that of the run to resume, or a new one that all ranks share."""
+def _begin_run(cfg: CfgNode) -> None:
+    remove_stale_parts(cfg.OUTPUT_DIR)
+    write_atomically(os.path.join(cfg.OUTPUT_DIR, CONFIG_NAME), cfg.dump())
+
+
+def _resolve_seed(cfg: CfgNode, resume: bool, saved_config: str) -> int:
+    """cfg.SEED; when negative, that of the run to resume (killed before any checkpoint: of its config.yaml), or a new
+    one that all ranks share."""
     if cfg.SEED >= 0:
         return int(cfg.SEED)
-    path = os.path.join(cfg.OUTPUT_DIR, CONFIG_NAME)
-    if resume and os.path.isfile(path):
-        with open(path, encoding="utf-8") as stream:
-            return int(yaml.safe_load(stream)["SEED"])
-    return int(comm.shared_random_seed())
+    if resume and not saved_config:
+        saved_config = on_main_process(lambda: _read_config_file(cfg.OUTPUT_DIR))
+    return int(yaml.safe_load(saved_config)["SEED"] if saved_config else comm.shared_random_seed())
+
+
+def _read_config_file(folder: str) -> str:
+    path = os.path.join(folder, CONFIG_NAME)
+    if not os.path.isfile(path):
+        return ""
+    with open(path, encoding="utf-8") as stream:
+        return stream.read()
 
 
 def _start_log(output_dir: str, names: Sequence[str]) -> None:

@@ -20,10 +20,8 @@ from detectron2.utils.events import CommonMetricPrinter, EventStorage, Tensorboa
 from torch.nn.parallel import DistributedDataParallel
 
 from segzoo.engine.checkpoint import (
-    last_checkpoint,
     periodic_name,
     random_state,
-    read_checkpoint,
     refuse_other_config,
     save_checkpoint,
     set_random_state,
@@ -33,8 +31,9 @@ from segzoo.engine.distributed import main_process_buffers
 from segzoo.engine.ema import ModelEma
 from segzoo.engine.evaluate import evaluate_datasets
 from segzoo.engine.guard import StepRecord, raise_non_finite, summarize_step
-from segzoo.engine.hooks import CheckpointHook, EvaluationHook, MemoryHook, Results
+from segzoo.engine.hooks import CheckpointHook, EvaluationHook, LearningRateHook, MemoryHook, Results
 from segzoo.engine.optimizer import build_optimizer, clip_gradients
+from segzoo.engine.resume import read_last_checkpoint, restore_optimizer
 from segzoo.engine.stop import StopRequest
 from segzoo.engine.weights import load_weights
 from segzoo.engine.writers import MetricsJsonWriter
@@ -221,26 +220,24 @@ class Trainer(TrainerBase):
             raise self._stop.error()
 
     def _read_last_checkpoint(self, force: bool) -> dict[str, Any] | None:
-        path = last_checkpoint(self.cfg.OUTPUT_DIR)
-        if not path:
+        checkpoint = read_last_checkpoint(self.cfg.OUTPUT_DIR)
+        if checkpoint is None:
             logger.info("No checkpoint in %s to resume from: starting anew", self.cfg.OUTPUT_DIR)
             return None
-        checkpoint = read_checkpoint(path)
-        if "num_micro_batches" not in checkpoint:
-            raise CheckpointError(f"{path}: holds weights but no training state", "give it as MODEL.WEIGHTS instead")
         refuse_other_config(checkpoint["config"], self.cfg, force)
-        logger.info("Resuming from %s", path)
+        logger.info("Resuming from iteration %d in %s", checkpoint["iteration"], self.cfg.OUTPUT_DIR)
         return checkpoint
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         try:
             self.model.load_state_dict(checkpoint["model"])
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
-            self.scheduler.load_state_dict(checkpoint["scheduler"])
+            restore_optimizer(self.cfg, checkpoint, self.model, self.optimizer, self.scheduler)
             if self.scaler.is_enabled() and checkpoint["scaler"]:
                 self.scaler.load_state_dict(checkpoint["scaler"])
             if self.ema is not None and checkpoint["ema"] is not None:
                 self.ema.load_state_dict(checkpoint["ema"])
+            elif self.ema is not None:  # newly asked for: it starts from the weights just restored
+                self.ema = ModelEma(self.model, self.ema.decay, self.ema.ramp)
         except (RuntimeError, KeyError, ValueError) as error:
             raise CheckpointError(f"the last checkpoint does not fit: {error}", "resume with its own config") from error
         self._evaluation.restore()
@@ -271,7 +268,7 @@ class Trainer(TrainerBase):
         solver = self.cfg.SOLVER
         chain = [
             hooks.IterationTimer(warmup_iter=1),
-            hooks.LRScheduler(self.optimizer, self.scheduler),
+            LearningRateHook(self.optimizer, self.scheduler, solver.BASE_LR),
             MemoryHook(solver.LOG_PERIOD, self.device),
         ]
         if comm.is_main_process():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from segzoo.config import get_segzoo_cfg
 from segzoo.engine import checkpoint
@@ -21,6 +24,7 @@ from segzoo.engine.checkpoint import (
     save_checkpoint,
     set_random_state,
 )
+from segzoo.engine.resume import read_last_checkpoint
 from segzoo.errors import CheckpointError, TrainingError
 
 
@@ -124,3 +128,68 @@ def test_refuse_other_config_lists_what_matters_and_lets_the_rest_pass() -> None
     with pytest.raises(CheckpointError, match=r"(?s)NUM_CLASSES: 80 -> 3.*--force"):
         refuse_other_config(saved, cfg, force=False)
     refuse_other_config(saved, cfg, force=True)
+
+
+def test_two_spellings_of_a_path_are_no_difference() -> None:
+    cfg = get_segzoo_cfg()
+    cfg.DATASETS.TRAIN_IMAGES, cfg.DATASETS.TRAIN_JSON = "pictures/", os.path.abspath("a.json")
+    saved = cfg.dump()
+    cfg.DATASETS.TRAIN_IMAGES, cfg.DATASETS.TRAIN_JSON = "./pictures", "a.json"
+    assert config_difference(saved, cfg) == []
+    cfg.DATASETS.TRAIN_JSON = "b.json"
+    assert len(config_difference(saved, cfg)) == 1
+
+
+def test_parts_that_a_killed_write_left_are_removed_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(str(tmp_path), "model_0000001.pth", {"value": torch.ones(1)})
+    (tmp_path / ".hidden").touch()
+    (tmp_path / "mine.part").touch()
+    kept = sorted(os.listdir(tmp_path))
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(checkpoint.torch, "save", killed)
+    with pytest.raises(Killed):
+        save_checkpoint(str(tmp_path), "model_0000002.pth", {})
+    assert len(os.listdir(tmp_path)) == len(kept) + 1
+    checkpoint.remove_stale_parts(str(tmp_path))
+    assert sorted(os.listdir(tmp_path)) == kept
+
+
+def read_as_rank(rank: int, folder: Path, messages: multiprocessing.Queue) -> None:
+    # Each "machine" has its own working directory, and so its own OUTPUT_DIR "out".
+    os.chdir(folder / f"machine{rank}")
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
+    try:
+        state = read_last_checkpoint("out")
+        messages.put((rank, "" if state is None else f"iteration {state['iteration']}"))
+    except CheckpointError as error:
+        messages.put((rank, str(error)))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("iteration_of_rank_1", "expected"),
+    [(3, "^iteration 3$"), (None, r"rank 1 on .*out/state.pth.*does not exist"), (5, "rank 1 on .*not the file that")],
+)
+def test_ranks_resume_from_one_checkpoint_or_fail_together(
+    tmp_path: Path, iteration_of_rank_1: int | None, expected: str
+) -> None:
+    for rank, iteration in enumerate((3, iteration_of_rank_1)):
+        (tmp_path / f"machine{rank}" / "out").mkdir(parents=True)
+        if iteration is not None:
+            state = {"iteration": iteration, "num_micro_batches": iteration, "config": "SEED: 1"}
+            save_checkpoint(str(tmp_path / f"machine{rank}" / "out"), "state.pth", state)
+    context = multiprocessing.get_context("fork")
+    messages = context.Queue()
+    ranks = [context.Process(target=read_as_rank, args=(rank, tmp_path, messages)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    found = dict(messages.get(timeout=60) for _ in ranks)
+    for process in ranks:
+        process.join(timeout=60)
+    assert found[0] == found[1]
+    assert re.search(expected, found[0]), found[0]

@@ -267,3 +267,65 @@ def test_what_the_samples_lost_is_said_once_at_the_end(
     summaries = [text for text in said if "Left out of the samples" in text]
     assert len(summaries) == 1
     assert "INPUT.MAX_INSTANCES" in summaries[0]
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "log.txt"}
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(data: list[str], tmp_path: Path) -> None:
+    first = train(data, tmp_path / "out", SEED=-1, SOLVER__MAX_ITER=2)
+    before = files_of(tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"(?s)SEED: \d+ -> 5.*SOLVER.BASE_LR: 0.01 -> 0.5"):
+        make_trainer(data, tmp_path / "out", "--resume", SEED=5, SOLVER__BASE_LR=0.5, SOLVER__MAX_ITER=2)
+    assert files_of(tmp_path / "out") == before
+    again = make_trainer(data, tmp_path / "out", "--resume", SEED=-1, SOLVER__MAX_ITER=2)
+    assert again.start_iter == 2
+    assert again.cfg.SEED == first.cfg.SEED
+
+
+def test_the_seed_of_a_resume_is_the_checkpoints_not_the_yamls(data: list[str], tmp_path: Path) -> None:
+    train(data, tmp_path / "out", SEED=11, SOLVER__MAX_ITER=2)
+    yaml_file = tmp_path / "out" / "config.yaml"
+    yaml_file.write_text(yaml_file.read_text().replace("SEED: 11", "SEED: 12"))
+    assert make_trainer(data, tmp_path / "out", "--resume", SEED=-1, SOLVER__MAX_ITER=2).cfg.SEED == 11
+
+
+def momenta(trainer: Trainer) -> dict[str, torch.Tensor]:
+    state = trainer.optimizer.state
+    return {name: state[p]["momentum_buffer"].clone() for name, p in trainer.model.named_parameters() if p in state}
+
+
+def test_a_forced_resume_uses_the_new_hyper_parameters_and_the_old_moments(data: list[str], tmp_path: Path) -> None:
+    first = train(data, tmp_path / "out", SOLVER__MAX_ITER=4, SOLVER__WARMUP_ITERS=0)
+    changes = {"SOLVER__BASE_LR": 0.002, "SOLVER__MOMENTUM": 0.5, "SOLVER__BIAS_LR_FACTOR": 2.0}
+    forced = make_trainer(
+        data, tmp_path / "out", "--resume", "--force", SOLVER__MAX_ITER=6, SOLVER__WARMUP_ITERS=0, **changes
+    )
+    # The biases have become a group of their own; every parameter keeps its own moments.
+    assert len(forced.optimizer.param_groups) == len(first.optimizer.param_groups) + 1
+    before, after = momenta(first), momenta(forced)
+    assert before.keys() == after.keys() != set()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert sorted({group["lr"] for group in forced.optimizer.param_groups}) == [0.002, 0.004]
+    assert {group["momentum"] for group in forced.optimizer.param_groups} == {0.5}
+    forced.train()
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.json").read_text().splitlines()]
+    assert [line["lr"] for line in lines if "lr" in line] == [0.01] * 4 + [0.002] * 2
+
+
+def test_a_forced_resume_with_another_optimizer_starts_its_moments_anew(data: list[str], tmp_path: Path) -> None:
+    train(data, tmp_path / "out", SOLVER__MAX_ITER=2)
+    changes = {"SOLVER__OPTIMIZER": "ADAMW", "SOLVER__EMA__ENABLED": True, "SOLVER__MAX_ITER": 4}
+    forced = make_trainer(data, tmp_path / "out", "--resume", "--force", **changes)
+    assert forced.ema is not None
+    assert torch.equal(forced.ema.shadow["head.weight"], forced.model.head.weight), "averaging starts at the resume"
+    forced.train()
+    assert sorted(read_losses(tmp_path / "out")) == [0, 1, 2, 3]
+
+
+def test_the_logged_rate_is_that_of_parameters_without_a_factor(data: list[str], tmp_path: Path) -> None:
+    factors = {"SOLVER__BACKBONE_LR_FACTOR": 0.3, "SOLVER__BIAS_LR_FACTOR": 2.0, "SOLVER__WARMUP_ITERS": 0}
+    train(data, tmp_path / "out", SOLVER__MAX_ITER=2, **factors)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.json").read_text().splitlines()]
+    assert [line["lr"] for line in lines] == [0.01, 0.01]
