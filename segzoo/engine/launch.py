@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import signal
@@ -12,7 +13,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from multiprocessing.connection import wait
 from types import FrameType
@@ -27,6 +28,9 @@ from segzoo.errors import ConfigError, SegZooError
 Main = Callable[[argparse.Namespace], None]
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+# What torchrun sets in every process, beside RANK and WORLD_SIZE.
+TORCHRUN_NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+TORCHRUN_ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 # When one rank has failed, the others get this long to fail by themselves with their own message.
 GRACE_SECONDS = 15.0
 
@@ -43,12 +47,22 @@ class _Layout:
     error_folder: str
 
 
+@dataclass(frozen=True)
+class _RankError:
+    """What a failed rank has left for its parent: a SegZooError as printed, or the traceback of anything else."""
+
+    exit_code: int
+    message: str
+    is_for_users: bool
+
+
 def launch(main: Main, args: argparse.Namespace, device: str = "cpu") -> int:
     """Runs `main(args)` in every process of the run and returns the exit code for this one.
 
     Under torchrun (RANK and WORLD_SIZE are set) this process is one rank. Else `--num-gpus` (CUDA) or
     `--num-processes` (CPU) processes are spawned, or none when that is one. NCCL connects GPUs, gloo CPUs. A
-    SegZooError in any rank is printed once, without a traceback, and gives its exit code.
+    SegZooError in any spawned rank is printed once, gives its exit code and stands alone: the tracebacks of other
+    ranks, whose connection it has broken, say nothing about the cause.
 
     Args:
         main: a function at the top level of a module (spawned processes import it).
@@ -138,8 +152,7 @@ def _spawn(main: Main, args: argparse.Namespace, num_local: int, uses_cuda: bool
         layout = _Layout(num_local, args.num_machines, args.machine_rank, url, uses_cuda, error_folder)
         context = mp.start_processes(_run_spawned_rank, (main, args, layout), num_local, join=False)
         code = _wait_for_ranks(context.processes)
-        _print_rank_errors(error_folder)
-    return code
+        return _report_rank_errors(error_folder, code)
 
 
 def _free_port() -> int:
@@ -160,19 +173,30 @@ def _run_spawned_rank(local_rank: int, main: Main, args: argparse.Namespace, lay
         _init_process_group(layout.uses_cuda, local_rank, layout.num_local, layout.dist_url, rank, world_size)
         main(args)
     except SegZooError as error:
-        # The parent prints it: several ranks mostly have the same to say.
-        with open(os.path.join(layout.error_folder, f"{rank:06d}"), "w", encoding="utf-8") as stream:
-            stream.write(f"{type(error).__name__}: {error}")
-        _leave(error.exit_code)
+        message = f"{type(error).__name__}: {error}"
+        _leave(_RankError(error.exit_code, message, is_for_users=True), layout.error_folder, rank)
     except KeyboardInterrupt:
-        _leave(128 + signal.SIGINT)
+        _exit(128 + signal.SIGINT)
     except BaseException:
-        traceback.print_exc()
-        _leave(1)
+        message = f"[rank {rank}] {traceback.format_exc().rstrip()}"
+        _leave(_RankError(1, message, is_for_users=False), layout.error_folder, rank)
     dist.destroy_process_group()
 
 
-def _leave(code: int) -> None:
+def _leave(error: _RankError, error_folder: str, rank: int) -> None:
+    """Ends a failed rank; the parent, who knows what all of them have to say, prints its error."""
+    path = os.path.join(error_folder, f"{rank:06d}")
+    try:
+        with open(f"{path}.part", "w", encoding="utf-8") as stream:
+            json.dump(asdict(error), stream)
+        # A rank that is killed while it writes leaves nothing to read.
+        os.replace(f"{path}.part", path)
+    except OSError:
+        print(error.message, file=sys.stderr)
+    _exit(error.exit_code)
+
+
+def _exit(code: int) -> None:
     """Ends the process without waiting for collectives that will never finish."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -209,11 +233,18 @@ def _wait_for_ranks(processes: Sequence[mp.Process]) -> int:
     return 128 + signal.SIGINT if code and signal.SIGINT in asked else code
 
 
-def _print_rank_errors(error_folder: str) -> None:
-    """Each distinct message once, the lowest rank's first."""
-    messages: dict[str, None] = {}
-    for name in sorted(os.listdir(error_folder)):
+def _report_rank_errors(error_folder: str, code: int) -> int:
+    """Prints each distinct message once, the lowest rank's first, and returns the exit code of the run.
+
+    Args:
+        error_folder: where the ranks have left their errors.
+        code: exit code of the first failure; stays when no rank has left a SegZooError or Ctrl-C was pressed.
+    """
+    errors = []
+    for name in sorted(name for name in os.listdir(error_folder) if name.isdecimal()):
         with open(os.path.join(error_folder, name), encoding="utf-8") as stream:
-            messages[stream.read()] = None
-    for message in messages:
+            errors.append(_RankError(**json.load(stream)))
+    for_users = [error for error in errors if error.is_for_users]
+    for message in dict.fromkeys(error.message for error in for_users or errors):
         print(message, file=sys.stderr, flush=True)
+    return for_users[0].exit_code if for_users and code != 128 + signal.SIGINT else code

@@ -88,3 +88,15 @@ def test_an_error_before_training_is_printed_once_by_spawned_ranks(tmp_path: Pat
     assert code == 2, output
     assert output.count("MODEL.NUM_CLASSES is 5") == 1
     assert "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_a_bad_image_of_one_rank_in_mid_training_stands_alone(tmp_path: Path) -> None:
+    arguments = [*data_with_an_empty_rank(tmp_path), "--num-processes", "2", *options(tmp_path / "out")]
+    (tmp_path / "images" / "002.png").write_bytes(b"no picture")
+    code, output = run_tiny(arguments)
+    assert code == 2, output
+    assert output.count("DatasetError: ") == 1
+    assert "002.png" in output
+    assert "Traceback" not in output, "the other rank's broken connection says nothing about the cause"
+    assert read_losses(tmp_path / "out"), "some steps were trained before"
