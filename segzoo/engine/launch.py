@@ -28,7 +28,7 @@ from segzoo.errors import ConfigError, SegZooError
 Main = Callable[[argparse.Namespace], None]
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-# What torchrun sets in every process, beside RANK and WORLD_SIZE.
+# What torchrun sets in the environment of every process.
 TORCHRUN_NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 TORCHRUN_ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 # When one rank has failed, the others get this long to fail by themselves with their own message.
@@ -72,10 +72,11 @@ def launch(main: Main, args: argparse.Namespace, device: str = "cpu") -> int:
     uses_cuda = device.startswith("cuda")
     try:
         if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-            return _run_torchrun_rank(main, args, uses_cuda)
+            return _run_torchrun_rank(main, args, device)
         num_local = _num_local_processes(args, uses_cuda)
         if num_local * args.num_machines == 1:
             return _run_guarded(main, args)
+        _refuse_index(device, num_local * args.num_machines)
         return _spawn(main, args, num_local, uses_cuda)
     except SegZooError as error:
         print_error(error)
@@ -116,16 +117,40 @@ def _run_guarded(main: Main, args: argparse.Namespace, prefix: str = "") -> int:
     return 0
 
 
-def _run_torchrun_rank(main: Main, args: argparse.Namespace, uses_cuda: bool) -> int:
-    local_rank, num_local = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+def _refuse_index(device: str, world_size: int) -> None:
+    if ":" in device and world_size > 1:
+        raise ConfigError(
+            f"MODEL.DEVICE {device!r} names one GPU, but the run has {world_size} processes",
+            "give MODEL.DEVICE cuda; choose the GPUs by the environment variable CUDA_VISIBLE_DEVICES",
+        )
+
+
+def _torchrun_numbers() -> dict[str, int]:
+    """RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE of the environment."""
+    missing = [name for name in (*TORCHRUN_NUMBERS, *TORCHRUN_ADDRESS) if not os.environ.get(name)]
+    remedy = "start by torchrun, or unset RANK and WORLD_SIZE to start without it"
+    if missing:
+        raise ConfigError(f"RANK and WORLD_SIZE are set, but not {', '.join(missing)}", remedy)
+    for name in TORCHRUN_NUMBERS:
+        if not os.environ[name].isdecimal():
+            raise ConfigError(f"environment variable {name} is {os.environ[name]!r}, not a number", remedy)
+    numbers = {name: int(os.environ[name]) for name in TORCHRUN_NUMBERS}
+    for rank, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+        if numbers[rank] >= numbers[size]:
+            raise ConfigError(f"environment variable {rank} is {numbers[rank]}, but {size} {numbers[size]}", remedy)
+    return numbers
+
+
+def _run_torchrun_rank(main: Main, args: argparse.Namespace, device: str) -> int:
+    numbers, uses_cuda = _torchrun_numbers(), device.startswith("cuda")
+    local_rank, num_local = numbers["LOCAL_RANK"], numbers["LOCAL_WORLD_SIZE"]
+    _refuse_index(device, numbers["WORLD_SIZE"])
     if uses_cuda and num_local > torch.cuda.device_count():
         raise ConfigError(
             f"torchrun started {num_local} processes, but this machine has {torch.cuda.device_count()} GPUs",
             "lower --nproc_per_node, or give MODEL.DEVICE cpu",
         )
-    _init_process_group(
-        uses_cuda, local_rank, num_local, "env://", int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    )
+    _init_process_group(uses_cuda, local_rank, num_local, "env://", numbers["RANK"], numbers["WORLD_SIZE"])
     code = _run_guarded(main, args, prefix=f"[rank {comm.get_rank()}] ")
     if code == 0:
         dist.destroy_process_group()
