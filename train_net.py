@@ -14,7 +14,7 @@ from detectron2.utils import comm
 
 from projects import METHODS, get_cfg
 from segzoo.engine.arguments import build_argument_parser
-from segzoo.engine.evaluate import evaluate_datasets
+from segzoo.engine.evaluate import evaluate_datasets, folder_of_weights
 from segzoo.engine.launch import launch, print_error
 from segzoo.engine.setup import build_config, setup
 from segzoo.engine.trainer import Trainer
@@ -30,7 +30,7 @@ def main(args: argparse.Namespace) -> None:
     if args.eval_only:
         model = build_model(cfg)
         load_weights(model, cfg.MODEL.WEIGHTS, args.allow_head_mismatch)
-        results = evaluate_datasets(cfg, model)
+        results = evaluate_datasets(cfg, model, folder_of_weights(cfg.MODEL.WEIGHTS))
         if comm.is_main_process():
             print(as_json(results))
         return

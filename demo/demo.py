@@ -33,13 +33,11 @@ from segzoo.config import merge_config
 from segzoo.data.image_io import read_image
 from segzoo.data.registration import load_metadata
 from segzoo.data.scenes import CLASS_NAMES, SCENES_V1_NAMES
+from segzoo.engine.evaluate import trained_weights
 from segzoo.engine.predictor import Predictor
 from segzoo.engine.setup import choose_device, register_datasets, write_num_classes
 from segzoo.errors import ConfigError, SegZooError
 from segzoo.visualization import draw_instances, draw_rays, save_image, side_by_side
-
-# Where training starts from, in the configs of the papers.
-IMAGENET_WEIGHTS = "ImageNetPretrained"
 
 
 @dataclass
@@ -97,12 +95,7 @@ def build_cfg(args: argparse.Namespace) -> CfgNode:
         ConfigError: unknown keys; no trained weights; no config; a GPU that is not there.
     """
     cfg = merge_config(get_cfg(), args.config_file, args.opts)
-    weights = cfg.MODEL.WEIGHTS
-    if not weights or IMAGENET_WEIGHTS in weights:
-        raise ConfigError(
-            f"MODEL.WEIGHTS is {weights!r}: not a trained model, it would find nothing",
-            "give --opts MODEL.WEIGHTS <checkpoint>",
-        )
+    weights = trained_weights(cfg.MODEL.WEIGHTS)
     if not args.config_file:
         beside = os.path.join(os.path.dirname(weights), "config.yaml")
         if not os.path.isfile(beside):

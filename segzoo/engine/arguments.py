@@ -27,7 +27,9 @@ def build_argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config-file", default="", metavar="F", help="yaml file, see configs/")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of OUTPUT_DIR")
     parser.add_argument("--force", action="store_true", help="resume even though the config differs")
-    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST")
+    parser.add_argument(
+        "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS (else OUTPUT_DIR's best) on DATASETS.TEST"
+    )
     parser.add_argument("--allow-head-mismatch", action="store_true", help="load what fits of MODEL.WEIGHTS")
     parser.add_argument("--skip-audit", action="store_true", help="do not check the data sets before training")
     data = parser.add_argument_group("own data (COCO json)")

@@ -33,6 +33,7 @@ from segzoo.engine.checkpoint import (
 )
 from segzoo.engine.device import choose_device, device_text
 from segzoo.engine.distributed import on_main_process
+from segzoo.engine.evaluate import trained_weights
 from segzoo.engine.resume import read_last_checkpoint
 from segzoo.engine.validate import validate_batch, validate_config, walk
 from segzoo.errors import ConfigError
@@ -53,20 +54,32 @@ def build_config(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     """
     merge_config(cfg, args.config_file, args.opts)
     for split, datasets_key in (("train", "TRAIN"), ("val", "TEST")):
-        json_file, images = getattr(args, f"{split}_json"), getattr(args, f"{split}_images")
-        if bool(json_file) != bool(images):
-            raise ConfigError(f"--{split}-json and --{split}-images go together", "give both or neither")
-        if json_file:
-            cfg.DATASETS[f"{split.upper()}_JSON"] = json_file
-            cfg.DATASETS[f"{split.upper()}_IMAGES"] = images
-        if cfg.DATASETS[f"{split.upper()}_JSON"]:
-            cfg.DATASETS[datasets_key] = (f"{split}_json",)
-    if args.train_json and not cfg.DATASETS.VAL_JSON:
+        _take_json_flags(cfg, args, split, datasets_key)
+    if args.train_json and not cfg.DATASETS.VAL_JSON and "DATASETS.TEST" not in args.opts[::2]:
         # Own data without a validation set: evaluating the config's own one would compare other classes.
         cfg.DATASETS.TEST = ()
     cfg.MODEL.DEVICE = choose_device(cfg.MODEL.DEVICE, args.num_gpus)
     validate_config(cfg)
     return cfg
+
+
+def _take_json_flags(cfg: CfgNode, args: argparse.Namespace, split: str, datasets_key: str) -> None:
+    json_file, images = getattr(args, f"{split}_json"), getattr(args, f"{split}_images")
+    if bool(json_file) != bool(images):
+        raise ConfigError(f"--{split}-json and --{split}-images go together", "give both or neither")
+    if json_file:
+        cfg.DATASETS[f"{split.upper()}_JSON"] = json_file
+        cfg.DATASETS[f"{split.upper()}_IMAGES"] = images
+    own_name = f"{split}_json"
+    if f"DATASETS.{datasets_key}" in args.opts[::2]:
+        # Named on the command line: that counts more than the json of a run's config.yaml.
+        if json_file and own_name not in cfg.DATASETS[datasets_key]:
+            raise ConfigError(
+                f"--{split}-json {json_file}, but DATASETS.{datasets_key} is {cfg.DATASETS[datasets_key]}",
+                f"give one of them, or name {own_name!r} in DATASETS.{datasets_key}",
+            )
+    elif cfg.DATASETS[f"{split.upper()}_JSON"]:
+        cfg.DATASETS[datasets_key] = (own_name,)
 
 
 def setup(cfg: CfgNode, args: argparse.Namespace, loggers: Sequence[str] = ()) -> CfgNode:
@@ -94,6 +107,8 @@ def setup(cfg: CfgNode, args: argparse.Namespace, loggers: Sequence[str] = ()) -
     logger.info("Device: %s", device_text(torch.device(cfg.MODEL.DEVICE)))
     if is_training:
         validate_batch(cfg, comm.get_world_size())
+    else:
+        cfg.MODEL.WEIGHTS = on_main_process(lambda: trained_weights(cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR))
     saved = read_last_checkpoint(cfg.OUTPUT_DIR, mmap=True) if is_training and args.resume else None
     saved_config = saved["config"] if saved is not None else ""
     cfg.SEED = _resolve_seed(cfg, args.resume, saved_config)
@@ -105,7 +120,9 @@ def setup(cfg: CfgNode, args: argparse.Namespace, loggers: Sequence[str] = ()) -
             raise ConfigError("DATASETS.TRAIN is empty", "give it, or --train-json and --train-images")
         if not args.skip_audit:
             _audit(cfg)
-    resolve_num_classes(cfg)
+    elif not cfg.DATASETS.TEST:
+        raise ConfigError("DATASETS.TEST is empty", "give it, or --val-json and --val-images")
+    resolve_num_classes(cfg, is_training)
     scale_learning_rate(cfg)
     if is_training:
         # A refused resume leaves the run as it was, its config.yaml included.
@@ -145,14 +162,16 @@ def register_datasets(cfg: CfgNode) -> None:
             register_coco_json(f"{split}_json", json_file, cfg.DATASETS[f"{split.upper()}_IMAGES"])
 
 
-def resolve_num_classes(cfg: CfgNode) -> int:
+def resolve_num_classes(cfg: CfgNode, is_training: bool = True) -> int:
     """Writes the class count of the data into MODEL.NUM_CLASSES and every method's NUM_CLASSES; returns it.
+
+    An evaluation needs the test sets alone: the training data may be on another machine.
 
     Raises:
         ConfigError: MODEL.NUM_CLASSES is set (not 0) to another number than the data has, before any model is built.
         DatasetError: training and test sets disagree on the classes.
     """
-    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    names = [*(cfg.DATASETS.TRAIN if is_training else ()), *cfg.DATASETS.TEST]
     if not names:
         return int(cfg.MODEL.NUM_CLASSES)
     num_classes = num_classes_of(names[0])

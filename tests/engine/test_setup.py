@@ -144,8 +144,48 @@ def test_build_config_wants_json_and_images_together() -> None:
 
 def test_own_data_without_validation_drops_the_recipe_s_test_set(tmp_path: Path) -> None:
     args = build_argument_parser().parse_args(["--train-json", "a", "--train-images", "b"])
-    args.opts = ["DATASETS.TEST", "('coco_2017_val',)"]
-    assert build_config(get_segzoo_cfg(), args).DATASETS.TEST == ()
+    cfg = get_segzoo_cfg()
+    cfg.DATASETS.TEST = ("coco_2017_val",)
+    assert build_config(cfg, args).DATASETS.TEST == ()
+
+
+def test_data_sets_named_on_the_command_line_count_more_than_a_runs_json(tmp_path: Path) -> None:
+    cfg = get_segzoo_cfg()
+    cfg.DATASETS.TRAIN_JSON, cfg.DATASETS.TRAIN_IMAGES, cfg.DATASETS.TRAIN = "a", "b", ("train_json",)
+    args = build_argument_parser().parse_args([])
+    args.opts = ["DATASETS.TRAIN", "('x',)"]
+    assert build_config(cfg, args).DATASETS.TRAIN == ("x",)
+    args = build_argument_parser().parse_args(["--train-json", "a", "--train-images", "b"])
+    args.opts = ["DATASETS.TRAIN", "('x',)", "DATASETS.TEST", "('y',)"]
+    with pytest.raises(ConfigError, match=r"--train-json a, but DATASETS.TRAIN is \('x',\)"):
+        build_config(get_segzoo_cfg(), args)
+    args.opts[1] = "('x', 'train_json')"
+    datasets = build_config(get_segzoo_cfg(), args).DATASETS
+    assert (datasets.TRAIN, datasets.TEST) == (("x", "train_json"), ("y",))
+
+
+def as_val(flags: list[str]) -> list[str]:
+    return [flag.replace("--train", "--val") for flag in flags]
+
+
+def test_evaluation_needs_neither_the_training_data_nor_its_class_count(tmp_path: Path) -> None:
+    flags = ["--eval-only", *as_val(write_tiny_coco(tmp_path, num_classes=2))]
+    options = tiny_options(tmp_path / "out", MODEL__WEIGHTS="trained.pth", DATASETS__TRAIN="('coco_2017_train',)")
+    assert tiny_config([*flags, *options]).MODEL.NUM_CLASSES == 2
+    with pytest.raises(ConfigError, match=r"DATASETS\.TEST is empty"):
+        tiny_config(["--eval-only", *options, "DATASETS.TEST", "()"])
+
+
+def test_evaluation_of_a_model_that_was_never_trained_is_refused(tmp_path: Path) -> None:
+    flags = ["--eval-only", *as_val(write_tiny_coco(tmp_path))]
+    for weights in ("", "detectron2://ImageNetPretrained/MSRA/R-50.pkl"):
+        options = [*flags, *tiny_options(tmp_path / f"out{bool(weights)}", MODEL__WEIGHTS=weights)]
+        with pytest.raises(ConfigError, match=r"(?s)not a trained model.*has no model_best.pth.*MODEL.WEIGHTS <check"):
+            tiny_config(options)
+        for name in ("model_final.pth", "model_best.pth"):
+            path = tmp_path / f"out{bool(weights)}" / name
+            path.touch()
+            assert str(path) == tiny_config(options).MODEL.WEIGHTS
 
 
 def test_choose_device_falls_back_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
