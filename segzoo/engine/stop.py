@@ -58,9 +58,17 @@ class StopRequest:
 
     @contextmanager
     def immediate(self) -> Iterator[None]:
-        """Within the context, when nothing is at stake (an evaluation after a checkpoint), a signal ends at once."""
+        """Within the context, when nothing is at stake (an evaluation after a checkpoint), a signal ends at once.
+
+        So does one that came before, while the checkpoint was written: nobody else may look at it for long.
+
+        Raises:
+            TrainingStopped: a signal came, before or within.
+        """
         self._is_immediate = True
         try:
+            if self.signal:
+                raise self.error()
             yield
         finally:
             self._is_immediate = False

@@ -166,7 +166,10 @@ class Trainer(TrainerBase):
         """
         state = random_state()
         averaged = self.ema.averaged_weights() if self.ema is not None else contextlib.nullcontext()
-        with averaged, main_process_buffers(self.model), self._stop.immediate():
+        # Steps that are not saved would be lost; a signal then waits for the end of the next step, which saves them.
+        is_saved = self._saved_iteration * self._accumulate == self.num_micro_batches
+        leaving = self._stop.immediate() if is_saved else contextlib.nullcontext()
+        with averaged, main_process_buffers(self.model), leaving:
             results = evaluate_datasets(self.cfg, self.model)
         set_random_state(state)
         return results
@@ -242,6 +245,7 @@ class Trainer(TrainerBase):
             raise CheckpointError(f"the last checkpoint does not fit: {error}", "resume with its own config") from error
         self._evaluation.restore()
         self.iter = self.start_iter = checkpoint["iteration"]
+        self._saved_iteration = self.start_iter
         # Equal to the saved count unless --force changed the accumulation.
         self.num_micro_batches = self.start_iter * self._accumulate
         ranks = checkpoint["ranks"]
