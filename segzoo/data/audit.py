@@ -181,7 +181,9 @@ def _add_warnings(report: AuditReport, dataset: CocoDataset, files: FileCheck, i
 
 def _add_errors(report: AuditReport, files: FileCheck, cfg: CfgNode, is_train: bool) -> None:
     stops = [(files.missing, "image files do not exist"), (files.mismatched, "images differ in size from the json")]
-    if cfg.INPUT.ON_BAD_IMAGE == "error":
+    # Only training can take another image instead: an evaluation would stop at it.
+    is_only_trained_on = is_train and report.name not in cfg.DATASETS.TEST
+    if cfg.INPUT.ON_BAD_IMAGE == "error" or not is_only_trained_on:
         stops.append((files.unreadable, "image files are unreadable"))
     if cfg.INPUT.STRICT:
         for faults, what in stops:

@@ -131,6 +131,24 @@ def test_case_13_unreadable_file_stops_unless_it_is_to_be_skipped(folder: Any, c
     assert audit_dataset(name, cfg).images.count("file is unreadable") == 1
 
 
+@pytest.mark.parametrize("is_train_as_well", [True, False])
+def test_case_13_unreadable_file_stops_an_evaluation_set_although_training_would_skip_it(
+    is_train_as_well: bool, folder: Any, cfg: CfgNode
+) -> None:
+    for number in (1, 2):
+        folder.add_image()
+        folder.add_annotation(image_id=number)
+    (folder.root / "2.png").write_text("text")
+    name = folder.register()
+    cfg.INPUT.ON_BAD_IMAGE = "skip"
+    cfg.DATASETS.TEST = (name,)
+    cfg.DATASETS.TRAIN = (name,) if is_train_as_well else ()
+    with pytest.raises(DatasetError, match=r"1 image files are unreadable: image .*2\.png"):
+        audit_dataset(name, cfg)
+    cfg.INPUT.STRICT = False
+    assert audit_dataset(name, cfg).num_usable == 1
+
+
 def test_inspect_dataset_classes_without_instances_warn(folder: Any, cfg: CfgNode) -> None:
     folder.add_image()
     folder.add_annotation()
