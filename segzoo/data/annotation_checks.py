@@ -22,6 +22,14 @@ Segmentation = list[list[float]] | dict[str, Any]
 Box = tuple[float, float, float, float]
 
 
+def crowd_flag(value: Any) -> int:
+    """A json's "iscrowd" as 0 or 1, the same for training and evaluation; None (not given) is 0."""
+    if isinstance(value, str):
+        # Python calls "0" true.
+        return int(value.strip().lower() not in ("", "0", "0.0", "false"))
+    return int(bool(value))
+
+
 def polygon_fault(polygon: Any) -> str:
     """Why a polygon [x0, y0, x1, y1, ...] cannot be used, or "" if it can."""
     if not isinstance(polygon, list):

@@ -11,7 +11,7 @@ from typing import Any
 
 from detectron2.structures import BoxMode
 
-from segzoo.data.annotation_checks import Box, box_fault, check_segmentation
+from segzoo.data.annotation_checks import Box, box_fault, check_segmentation, crowd_flag
 from segzoo.data.image_io import image_size
 from segzoo.data.tally import Tally, short_list
 from segzoo.errors import DatasetError
@@ -166,7 +166,9 @@ def _read_images(images: list[dict], dataset: CocoDataset) -> dict[int, dict[str
         if not isinstance(file_name, str) or not file_name:
             raise DatasetError(f"{dataset.json_file}: image id {image_id} has no 'file_name'", _FORMAT)
         record: dict[str, Any] = {"file_name": os.path.join(dataset.image_root, file_name), "image_id": image_id}
-        record["height"], record["width"] = _image_size(entry, record["file_name"], dataset)
+        if lacks_size(entry):
+            dataset.repaired.add("image size missing, read from the file", image_id)
+        record["height"], record["width"] = entry_size(entry, dataset.json_file, dataset.image_root)
         if dataset.has_annotations:
             record["annotations"] = []
         by_image_id[image_id] = record
@@ -177,12 +179,21 @@ def _read_images(images: list[dict], dataset: CocoDataset) -> dict[int, dict[str
     return by_image_id
 
 
-def _image_size(entry: dict[str, Any], path: str, dataset: CocoDataset) -> tuple[int, int]:
-    if entry.get("height") is None or entry.get("width") is None:
-        dataset.repaired.add("image size missing, read from the file", entry["id"])
-        header = image_size(path)
+def lacks_size(entry: dict[str, Any]) -> bool:
+    """Whether an entry of "images" does not give the image's size."""
+    return entry.get("height") is None or entry.get("width") is None
+
+
+def entry_size(entry: dict[str, Any], json_file: str, image_root: str) -> tuple[int, int]:
+    """(height, width) in px of an entry of "images": as written, or the file's when the entry lacks it.
+
+    Raises:
+        DatasetError: the size is not two whole positive numbers, or the file cannot be read.
+    """
+    if lacks_size(entry):
+        header = image_size(os.path.join(image_root, entry["file_name"]))
         return header.height, header.width
-    where = f"{dataset.json_file}: image id {entry['id']}:"
+    where = f"{json_file}: image id {entry['id']}:"
     height, width = (lossless_int(entry[side], f"{where} {side}") for side in ("height", "width"))
     if height <= 0 or width <= 0:
         raise DatasetError(f"{where} height {height}, width {width} must be positive", "correct the json")
@@ -252,8 +263,7 @@ def _read_annotation(entry: dict, annotation_id: int, record: dict, dataset: Coc
         "bbox_mode": BoxMode.XYXY_ABS,
         "category_id": dataset.id_to_contiguous[entry["category_id"]],
         "segmentation": segmentation,
-        # Text as well: "0" is no crowd, though Python calls it true.
-        "iscrowd": int(is_crowd in (1, "1")),
+        "iscrowd": crowd_flag(is_crowd),
     }
 
 

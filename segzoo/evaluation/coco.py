@@ -50,6 +50,7 @@ class CocoEvaluator(DatasetEvaluator):
         if not metadata.get("json_file"):
             raise DatasetError(f"data set {dataset_name!r} has no json file", "register it by register_coco_json")
         self.json_file: str = metadata.json_file
+        self.image_root: str = metadata.get("image_root") or ""
         mapping = metadata.thing_dataset_id_to_contiguous_id
         self.category_of_class = {
             number: lossless_int(category, "a category id") for category, number in mapping.items()
@@ -122,7 +123,7 @@ class CocoEvaluator(DatasetEvaluator):
             detections.extend(detection for detection in part if detection["image_id"] not in images_seen)
             images_seen |= part_seen
         has_masks = any(has for _, _, has in gathered)
-        truth = load_ground_truth(self.json_file)
+        truth = load_ground_truth(self.json_file, self.image_root)
         self._check(truth, detections, images_seen)
         if self.output_dir:
             self._write(truth, detections)

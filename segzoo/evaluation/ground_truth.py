@@ -8,8 +8,8 @@ from typing import Any
 
 from pycocotools import mask as coco_mask
 
-from segzoo.data.annotation_checks import check_segmentation
-from segzoo.data.coco_json import load_json, lossless_int
+from segzoo.data.annotation_checks import check_segmentation, crowd_flag
+from segzoo.data.coco_json import entry_size, load_json, lossless_int
 from segzoo.data.tally import Tally
 from segzoo.errors import DatasetError
 from segzoo.geometry.polygons import segmentation_to_rle
@@ -38,8 +38,12 @@ class GroundTruth:
     category_ids: dict[int, Any] = field(default_factory=dict)
 
 
-def load_ground_truth(json_file: str) -> GroundTruth:
+def load_ground_truth(json_file: str, image_root: str = "") -> GroundTruth:
     """Reads a COCO json for evaluation.
+
+    Args:
+        json_file: the annotation file.
+        image_root: folder of the images, read only for the sizes that the json does not give.
 
     A valid file is taken as it is, so that AP is that of pycocotools on the file. What would stop or silently mislead
     the engines is repaired and counted in one warning: a missing iscrowd is 0, a missing area or bbox is the mask's,
@@ -54,8 +58,8 @@ def load_ground_truth(json_file: str) -> GroundTruth:
     try:
         for image in raw["images"]:
             number = lossless_int(image["id"], "an image id")
-            size = {"height": int(image["height"]), "width": int(image["width"])}
-            truth.images[number] = {"id": number, **size}
+            height, width = entry_size(image, json_file, image_root)
+            truth.images[number] = {"id": number, "height": height, "width": width}
             truth.image_ids[number] = image["id"]
         for category in raw["categories"]:
             number = lossless_int(category["id"], "a category id")
@@ -64,7 +68,8 @@ def load_ground_truth(json_file: str) -> GroundTruth:
     except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(f"{json_file}: images or categories cannot be read: {error!r}", _REMEDY) from error
     except DatasetError as error:
-        raise DatasetError(f"{json_file}: {error.message}", error.remedy) from error
+        where = "" if error.message.startswith(json_file) else f"{json_file}: "
+        raise DatasetError(f"{where}{error.message}", error.remedy) from error
     entries = raw.get("annotations") or []
     truth.has_masks = any(isinstance(entry, dict) and entry.get("segmentation") for entry in entries)
     tally = Tally()
@@ -98,10 +103,10 @@ def _usable_annotation(entry: Any, truth: GroundTruth, tally: Tally) -> dict:
         raise DatasetError("of an image that the file does not list, dropped")
     if category_id not in truth.categories:
         raise DatasetError("of a category that the file does not list, dropped")
-    if "iscrowd" not in entry:
+    if entry.get("iscrowd") is None:
         tally.add("iscrowd missing, taken as 0", identifier)
     annotation: dict[str, Any] = {"image_id": image_id, "category_id": category_id}
-    annotation["iscrowd"] = int(bool(entry.get("iscrowd", 0)))
+    annotation["iscrowd"] = crowd_flag(entry.get("iscrowd"))
     if truth.has_masks:
         size = truth.images[image_id]
         annotation["segmentation"] = _usable_rle(entry.get("segmentation"), size["height"], size["width"])
