@@ -275,12 +275,15 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def test_a_refused_resume_leaves_the_run_as_it_was(data: list[str], tmp_path: Path) -> None:
     first = train(data, tmp_path / "out", SEED=-1, SOLVER__MAX_ITER=2)
+    part = tmp_path / "out" / ".model_final.pth.abcd_123.part"  # of a write that was killed
+    part.touch()
     before = files_of(tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"(?s)SEED: \d+ -> 5.*SOLVER.BASE_LR: 0.01 -> 0.5"):
         make_trainer(data, tmp_path / "out", "--resume", SEED=5, SOLVER__BASE_LR=0.5, SOLVER__MAX_ITER=2)
     assert files_of(tmp_path / "out") == before
     again = make_trainer(data, tmp_path / "out", "--resume", SEED=-1, SOLVER__MAX_ITER=2)
     assert again.start_iter == 2
+    assert not part.exists()
     assert again.cfg.SEED == first.cfg.SEED
 
 
