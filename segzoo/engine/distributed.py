@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from detectron2.utils import comm
+from torch.nn.parallel import DistributedDataParallel
 
 from segzoo.errors import SegZooError
 
@@ -30,6 +31,18 @@ def on_main_process(action: Callable[[], Result]) -> Result:
     if failure is not None:
         raise failure
     return result
+
+
+def wrap_model(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """The model whose backward pass averages gradients over the ranks; itself where there is one process."""
+    if comm.get_world_size() == 1:
+        return model
+    # device_ids must stay None on a CPU.
+    device_ids = [device.index or torch.cuda.current_device()] if device.type == "cuda" else None
+    wrapped = DistributedDataParallel(model, device_ids=device_ids)
+    # From here on buffers are each rank's own (saved by rank), not rank 0's. torch 2.13 renamed the argument.
+    wrapped.broadcast_buffers = False
+    return wrapped
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from segzoo.engine.checkpoint import (
     set_random_state,
 )
 from segzoo.engine.device import autocast_dtype, device_text
-from segzoo.engine.distributed import main_process_buffers
+from segzoo.engine.distributed import main_process_buffers, wrap_model
 from segzoo.engine.ema import ModelEma
 from segzoo.engine.evaluate import evaluate_datasets
 from segzoo.engine.guard import StepRecord, raise_non_finite, summarize_step
@@ -97,7 +97,7 @@ class Trainer(TrainerBase):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self._amp_dtype == torch.float16)
         self._random_state: dict[str, Any] | None = None
         # Averaging starts from the weights that wrapping has made equal on all ranks.
-        self._wrapped = self._wrap()
+        self._wrapped = wrap_model(self.model, self.device)
         ema = cfg.SOLVER.EMA
         self.ema = ModelEma(self.model, ema.DECAY, ema.RAMP) if ema.ENABLED else None
         self._evaluation = EvaluationHook(cfg, self.evaluate, self._evaluated_weights)
@@ -257,16 +257,6 @@ class Trainer(TrainerBase):
         for name, buffer in self.model.named_buffers():
             if name in own["buffers"]:
                 buffer.copy_(own["buffers"][name])
-
-    def _wrap(self) -> torch.nn.Module:
-        if comm.get_world_size() == 1:
-            return self.model
-        # device_ids must stay None on a CPU.
-        device_ids = [self.device.index or torch.cuda.current_device()] if self.device.type == "cuda" else None
-        wrapped = DistributedDataParallel(self.model, device_ids=device_ids)
-        # From here on buffers are each rank's own (saved by rank), not rank 0's. torch 2.13 renamed the argument.
-        wrapped.broadcast_buffers = False
-        return wrapped
 
     def _build_hooks(self) -> list[hooks.HookBase]:
         solver = self.cfg.SOLVER
