@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tools.subset import main
 
@@ -51,3 +54,50 @@ def test_subset_of_a_missing_file_is_a_clear_error(tmp_path: Path, capsys) -> No
     words = ["--annotations", str(tmp_path / "none.json"), "--output", str(tmp_path / "small.json")]
     assert main(words) == 2
     assert "none.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "expected"),
+    [
+        ("annotations", {"image_id": None}, "'annotations' entry 0 (id 1): image_id is None"),
+        ("annotations", {"area": "large"}, "annotation id 1: area is 'large'"),
+        ("annotations", {"area": None}, "annotation id 1 has no area and image id 1 no size"),
+        ("images", {"id": "seven"}, "'images' entry 0 (id seven): id is 'seven'"),
+    ],
+)
+def test_subset_names_the_entry_that_it_cannot_read(
+    section: str, change: dict[str, Any], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "large.json"
+    write_large(path)
+    content = json.loads(path.read_text())
+    content[section][0].update(change)
+    path.write_text(json.dumps(content))
+    words = ["--annotations", str(path), "--output", str(tmp_path / "small.json"), "--images", "1", "--min-area", "9"]
+    assert main(words) == 2
+    printed = capsys.readouterr().err
+    assert expected in printed
+    assert str(path) in printed
+
+
+def test_subset_takes_a_missing_area_from_the_mask(tmp_path: Path) -> None:
+    square = [[0, 0, 10, 0, 10, 10, 0, 10]]
+    content = {
+        "images": [{"id": 1, "file_name": "1.png", "height": 20, "width": 20}],
+        "annotations": [{"id": 1, "image_id": "1", "category_id": 1, "segmentation": square}],
+        "categories": [{"id": 1, "name": "square"}],
+    }
+    (tmp_path / "large.json").write_text(json.dumps(content))
+    words = ["--annotations", str(tmp_path / "large.json"), "--output", str(tmp_path / "small.json"), "--images", "1"]
+    assert main([*words, "--min-area", "101"]) == 2
+    assert main([*words, "--min-area", "100"]) == 0
+    assert json.loads((tmp_path / "small.json").read_text()) == content
+
+
+def test_subset_that_cannot_be_written_says_what_to_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_large(tmp_path / "large.json")
+    output = tmp_path / "none" / "small.json"
+    assert main(["--annotations", str(tmp_path / "large.json"), "--output", str(output), "--images", "1"]) == 2
+    printed = capsys.readouterr().err
+    assert "check the folder of --output" in printed
+    assert "resume" not in printed
