@@ -11,15 +11,18 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from segzoo.data.coco_json import CocoDataset
 from segzoo.data.image_io import image_size
 from segzoo.data.mapper import size_mismatch
-from segzoo.data.registration import coco_dataset
+from segzoo.data.registration import coco_dataset, fingerprint
 from segzoo.errors import DatasetError
 
 logger = logging.getLogger(__name__)
 
 # Header reads wait for the disk most of the time.
 _NUM_THREADS = 16
+# (name, json file, image folder, number of dicts, the json's time and size) -> indices of the dicts whose file cannot be used.
+_faulty: dict[tuple, frozenset[int]] = {}
 
 
 @dataclass
@@ -57,10 +60,19 @@ def usable_dicts(name: str, cfg: CfgNode) -> list[dict[str, Any]]:
     dataset = coco_dataset(name)
     if cfg.INPUT.STRICT:
         return dataset.dicts
-    faulty = check_files(dataset.dicts).faulty_indices()
+    faulty = _faulty_indices(name, dataset)
     if faulty:
         logger.warning("%s: %d of %d images are left out (INPUT.STRICT False)", name, len(faulty), len(dataset.dicts))
     return [record for index, record in enumerate(dataset.dicts) if index not in faulty]
+
+
+def _faulty_indices(name: str, dataset: CocoDataset) -> frozenset[int]:
+    """Cached: an evaluation every few thousand iterations would read all headers again, on every rank."""
+    source = (name, dataset.json_file, dataset.image_root, len(dataset.dicts))
+    key = (*source, *fingerprint(dataset.json_file))
+    if key not in _faulty:
+        _faulty[key] = frozenset(check_files(dataset.dicts).faulty_indices())
+    return _faulty[key]
 
 
 def _check_file(record: dict[str, Any]) -> tuple[str, str]:

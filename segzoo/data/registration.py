@@ -87,7 +87,7 @@ def coco_dataset(name: str) -> CocoDataset:
     """
     dicts = load_dataset(name)
     if name in _sources:
-        return _read_cached(*_sources[name], *_fingerprint(_sources[name][0]))
+        return _read_cached(*_sources[name], *fingerprint(_sources[name][0]))
     metadata = MetadataCatalog.get(name)
     classes = list(metadata.get("thing_classes", []))
     mapping = metadata.get("thing_dataset_id_to_contiguous_id") or {k: k for k in range(len(classes))}
@@ -125,7 +125,7 @@ def check_categories_agree(train_name: str, val_name: str) -> None:
 
 def _load_dicts(name: str) -> list[dict[str, Any]]:
     json_file, image_root = _sources[name]
-    dataset = _read_cached(json_file, image_root, *_fingerprint(json_file))
+    dataset = _read_cached(json_file, image_root, *fingerprint(json_file))
     _set_metadata(
         name,
         thing_classes=dataset.thing_classes,
@@ -135,8 +135,8 @@ def _load_dicts(name: str) -> list[dict[str, Any]]:
     return dataset.dicts
 
 
-def _fingerprint(json_file: str) -> tuple[int, int]:
-    """Changes when the file is written anew, so that the cache cannot serve an old one."""
+def fingerprint(json_file: str) -> tuple[int, int]:
+    """Time and size of a file: they change when it is written anew, so that no cache serves an old one."""
     try:
         status = os.stat(json_file)
     except OSError:
