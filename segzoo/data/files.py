@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 # Header reads wait for the disk most of the time.
 _NUM_THREADS = 16
-# (name, json file, image folder, number of dicts, the json's time and size) -> indices of the dicts whose file cannot be used.
+# (name, json file, image folder, number of dicts, the json's time and size) -> indices of unusable dicts.
 _faulty: dict[tuple, frozenset[int]] = {}
 
 

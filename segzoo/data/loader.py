@@ -6,6 +6,7 @@ segzoo.data.sampler for the stream. The number of loader workers changes nothing
 
 from __future__ import annotations
 
+import gc
 import logging
 import random
 import signal
@@ -281,12 +282,14 @@ def _as_list(samples: list) -> list:
 
 
 class _WorkerInit:
-    """Seeds a worker's global generators, which nothing of ours uses, but a user's transform might."""
+    """Prepares a worker: memory, signals, threads, and the global generators, which only a user's code might use."""
 
     def __init__(self, seed: int) -> None:
         self.seed, self.rank = seed, comm.get_rank()
 
     def __call__(self, worker_id: int) -> None:
+        # A collection writes to every object it looks at, which would copy the dicts that the json was read into.
+        gc.freeze()
         state = int(np.random.default_rng([self.seed, self.rank, worker_id]).integers(2**31))
         random.seed(state)
         np.random.seed(state)
