@@ -96,6 +96,10 @@ def _fsync_folder(folder: str) -> None:
         os.close(descriptor)
 
 
+def _list(folder: str) -> list[str]:
+    return os.listdir(folder) if os.path.isdir(folder) else []
+
+
 def remove_stale_parts(folder: str) -> None:
     """Deletes the unfinished files of a killed run; call it where no other run can be writing into the folder."""
     for name in os.listdir(folder):
@@ -125,12 +129,15 @@ def save_checkpoint(folder: str, name: str, state: Mapping[str, Any], keep: int 
 def last_checkpoint(folder: str) -> str:
     """Path of the checkpoint that `last_checkpoint` names, "" if there is none.
 
+    A run killed between its first checkpoint and the pointer has only the former, which is whole: renamed when done.
+
     Raises:
         CheckpointError: the pointer names a file that is not there.
     """
     pointer = os.path.join(folder, LAST_CHECKPOINT)
     if not os.path.isfile(pointer):
-        return ""
+        periodic = [name for name in _list(folder) if PERIODIC_PATTERN.fullmatch(name)]
+        return os.path.join(folder, max(periodic)) if periodic else ""
     with open(pointer, encoding="utf-8") as stream:
         path = os.path.join(folder, stream.read().strip())
     if not os.path.isfile(path):

@@ -88,6 +88,14 @@ def test_last_checkpoint_without_its_file_lists_the_others(tmp_path: Path) -> No
         last_checkpoint(str(tmp_path))
 
 
+def test_last_checkpoint_without_a_pointer_is_the_newest_periodic_one(tmp_path: Path) -> None:
+    assert last_checkpoint(str(tmp_path / "absent")) == ""
+    for name in ("model_0000003.pth", "model_0000006.pth"):
+        save_checkpoint(str(tmp_path), name, {})
+    (tmp_path / "last_checkpoint").unlink()
+    assert last_checkpoint(str(tmp_path)) == str(tmp_path / "model_0000006.pth")
+
+
 def test_read_checkpoint_refuses_code(tmp_path: Path) -> None:
     torch.save({"model": RunsCode(tmp_path / "made")}, tmp_path / "evil.pth")
     with pytest.raises(CheckpointError, match=r"evil.pth: refused.*could run code"):

@@ -45,7 +45,7 @@ def test_smooth_l1_ray_loss_equals_a_float64_oracle() -> None:
     loss.backward()
     difference = (pred - target).detach().double()
     expected = torch.where(difference.abs() < 1, 0.5 * difference**2, difference.abs() - 0.5).mean(dim=1)
-    assert float(smooth_l1_ray_loss(pred, target, weights)) == pytest.approx(
+    assert smooth_l1_ray_loss(pred, target, weights).item() == pytest.approx(
         float((expected * weights).sum()), rel=1e-5
     )
     gradient = difference.clamp(-1, 1) * weights[:, None] / 36
