@@ -22,6 +22,7 @@ from segzoo.geometry.polygons import polygons_to_rles
 from segzoo.geometry.rle import RLEMasks
 from segzoo.modeling.fcos.decode import (
     Candidates,
+    DecodeRule,
     clip_boxes,
     output_scale,
     select_candidates,
@@ -63,10 +64,7 @@ class PolarMask(nn.Module):
         focal_alpha: float,
         focal_gamma: float,
         normalizer_mode: str,
-        score_threshold: float,
-        pre_nms_topk: int,
-        nms_threshold: float,
-        max_detections: int,
+        decode_rule: DecodeRule,
     ) -> None:
         """
         Args:
@@ -85,7 +83,7 @@ class PolarMask(nn.Module):
             center_radius: half side in strides of the square around a mass centre.
             focal_alpha, focal_gamma: of the focal loss.
             normalizer_mode: "reduce" or "local", see `mean_over_ranks`.
-            score_threshold, pre_nms_topk, nms_threshold, max_detections: of the decoding.
+            decode_rule: which candidates become detections.
         """
         super().__init__()
         self.backbone = backbone
@@ -105,10 +103,7 @@ class PolarMask(nn.Module):
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
         self.normalizer_mode = normalizer_mode
-        self.score_threshold = score_threshold
-        self.pre_nms_topk = pre_nms_topk
-        self.nms_threshold = nms_threshold
-        self.max_detections = max_detections
+        self.decode_rule = decode_rule
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -180,21 +175,21 @@ class PolarMask(nn.Module):
         ray_logits = flatten_levels(maps.ray_logits)
         is_usable = usable_locations(locations.points_px, image_sizes, (cls_scores, centerness[..., None], ray_logits))
         level_sizes = [height * width for height, width in map_sizes(maps.cls_logits)]
-        results = []
+        rule, results = self.decode_rule, []
         for image, (size, inputs) in enumerate(zip(image_sizes, batched_inputs, strict=True)):
             candidates = select_candidates(
                 cls_scores[image],
                 centerness[image],
                 is_usable[image],
                 level_sizes,
-                score_threshold=self.score_threshold,
-                topk=self.pre_nms_topk,
+                score_threshold=rule.score_threshold,
+                topk=rule.pre_nms_topk,
                 centerness_bias=self.centerness_bias,
             )
             points = locations.points_px[candidates.locations]
             contours = rays_to_contours(points, exp_size(ray_logits[image, candidates.locations]))
             boxes = clip_boxes(contour_boxes(contours), size)
-            keep = suppress(boxes, candidates, nms_threshold=self.nms_threshold, max_detections=self.max_detections)
+            keep = suppress(boxes, candidates, nms_threshold=rule.nms_threshold, max_detections=rule.max_detections)
             output_size = (inputs.get("height", size[0]), inputs.get("width", size[1]))
             scale = output_scale(size, output_size, boxes.device)
             instances = _to_instances(

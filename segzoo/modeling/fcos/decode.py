@@ -31,6 +31,18 @@ class Candidates(NamedTuple):
         return Candidates(self.locations[index], self.classes[index], self.scores[index])
 
 
+class DecodeRule(NamedTuple):
+    """Which candidates become detections.
+
+    score_threshold, pre_nms_topk: see `select_candidates`. nms_threshold, max_detections: see `suppress`.
+    """
+
+    score_threshold: float
+    pre_nms_topk: int
+    nms_threshold: float
+    max_detections: int
+
+
 def usable_locations(points_px: Tensor, image_sizes: Sequence[tuple[int, int]], outputs: Sequence[Tensor]) -> Tensor:
     """(N, R) whether a location may become a detection: it lies in its image, and no output there is NaN.
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from segzoo.modeling.fcos.assign import assign_locations, box_distances
 from segzoo.modeling.fcos.check import check_fcos
 from segzoo.modeling.fcos.decode import (
+    DecodeRule,
     clip_boxes,
     distances_to_boxes,
     output_scale,
@@ -52,10 +53,9 @@ def detector_arguments(cfg: CfgNode) -> dict[str, Any]:
         "focal_alpha": fcos.FOCAL_ALPHA,
         "focal_gamma": fcos.FOCAL_GAMMA,
         "normalizer_mode": cfg.SOLVER.POSITIVE_COUNT,
-        "score_threshold": fcos.SCORE_THRESH_TEST,
-        "pre_nms_topk": fcos.PRE_NMS_TOPK,
-        "nms_threshold": fcos.NMS_THRESH_TEST,
-        "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
+        "decode_rule": DecodeRule(
+            fcos.SCORE_THRESH_TEST, fcos.PRE_NMS_TOPK, fcos.NMS_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE
+        ),
     }
 
 
@@ -90,10 +90,7 @@ class FCOS(nn.Module):
         focal_alpha: float,
         focal_gamma: float,
         normalizer_mode: str,
-        score_threshold: float,
-        pre_nms_topk: int,
-        nms_threshold: float,
-        max_detections: int,
+        decode_rule: DecodeRule,
     ) -> None:
         """
         Args:
@@ -106,7 +103,7 @@ class FCOS(nn.Module):
             center_radius: of the sampling square in strides, 0 = whole boxes.
             focal_alpha, focal_gamma: of the focal loss.
             normalizer_mode: "reduce" or "local", see `mean_over_ranks`.
-            score_threshold, pre_nms_topk, nms_threshold, max_detections: of the decoding.
+            decode_rule: which candidates become detections.
         """
         super().__init__()
         self.backbone = backbone
@@ -120,10 +117,7 @@ class FCOS(nn.Module):
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
         self.normalizer_mode = normalizer_mode
-        self.score_threshold = score_threshold
-        self.pre_nms_topk = pre_nms_topk
-        self.nms_threshold = nms_threshold
-        self.max_detections = max_detections
+        self.decode_rule = decode_rule
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -189,20 +183,20 @@ class FCOS(nn.Module):
         box_logits = flatten_levels(maps.box_logits)
         is_usable = usable_locations(locations.points_px, image_sizes, (cls_scores, centerness[..., None], box_logits))
         level_sizes = [height * width for height, width in map_sizes(maps.cls_logits)]
-        results = []
+        rule, results = self.decode_rule, []
         for image, (size, inputs) in enumerate(zip(image_sizes, batched_inputs, strict=True)):
             candidates = select_candidates(
                 cls_scores[image],
                 centerness[image],
                 is_usable[image],
                 level_sizes,
-                score_threshold=self.score_threshold,
-                topk=self.pre_nms_topk,
+                score_threshold=rule.score_threshold,
+                topk=rule.pre_nms_topk,
             )
             points = locations.points_px[candidates.locations]
             boxes = distances_to_boxes(points, exp_size(box_logits[image, candidates.locations]))
             boxes = clip_boxes(boxes, size)
-            keep = suppress(boxes, candidates, nms_threshold=self.nms_threshold, max_detections=self.max_detections)
+            keep = suppress(boxes, candidates, nms_threshold=rule.nms_threshold, max_detections=rule.max_detections)
             output_size = (inputs.get("height", size[0]), inputs.get("width", size[1]))
             boxes = boxes[keep] * output_scale(size, output_size, boxes.device).repeat(2)
             kept = candidates.select(keep)
