@@ -29,6 +29,20 @@ def _add_input_keys(cfg: CfgNode) -> None:
     cfg.INPUT.RESIZE = "shortest_edge"
     # (height, width) of the "fixed" and "letterbox" resize.
     cfg.INPUT.FIXED_SIZE = (768, 1280)
+    # How an image is resampled: "pillow" (bilinear, averaging when it shrinks) or "opencv" (four neighbours only, as
+    # the programs built on cv2.resize do, whose released weights expect it).
+    cfg.INPUT.RESAMPLING = "pillow"
+    # Where polygons become masks: "after" the augmentation, at the final size, or "before" it, at the original size,
+    # resized as cv2.INTER_NEAREST does.
+    cfg.INPUT.RASTERIZE = "after"
+    # Objects left out of training by their size in the original image, as PolarMask's program does; 0 = none.
+    cfg.INPUT.DROP_SMALL = CfgNode()
+    # The annotation's "area" is at most this.
+    cfg.INPUT.DROP_SMALL.AREA = 0.0
+    # Width and height of the annotation's box are both below this, px.
+    cfg.INPUT.DROP_SMALL.SIDES = 0.0
+    # The mask has fewer pixels than this.
+    cfg.INPUT.DROP_SMALL.PIXELS = 0
     # Strength of random brightness, contrast, saturation (factor 1 +- s) and hue (+- turns) in training; 0 = off.
     cfg.INPUT.COLOR_JITTER = CfgNode()
     cfg.INPUT.COLOR_JITTER.BRIGHTNESS = 0.0
@@ -88,6 +102,8 @@ def _add_fcos_keys(cfg: CfgNode) -> None:
     cfg.MODEL.FCOS.NUM_CLASSES = 80
     # 3x3 convolutions of each tower and their channels (those of the FPN).
     cfg.MODEL.FCOS.NUM_CONVS = 4
+    # The towers' convolutions are modulated deformable ones with bias.
+    cfg.MODEL.FCOS.DEFORMABLE = False
     # "GN" or "" (plain convolutions with bias).
     cfg.MODEL.FCOS.NORM = "GN"
     # Largest max(l, t, r, b) in pixels of the objects of every level but the last, which takes the rest.
