@@ -15,6 +15,7 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from segzoo.engine.checkpoint import read_checkpoint
+from segzoo.engine.torchvision_weights import absent_entries, is_torchvision_resnet, rename_resnet, resnet_prefix
 from segzoo.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class _ZooCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if not filename.endswith(".pkl"):
-            return {"model": _state_dict_of(read_checkpoint(filename))}
+            return self._read_pth(filename)
         content = read_zoo_pickle(filename)
         if "model" in content and "__author__" in content:
             return content
@@ -82,12 +83,21 @@ class _ZooCheckpointer(DetectionCheckpointer):
         arrays = {key: value for key, value in blobs.items() if not key.endswith("_momentum")}
         return {"model": arrays, "__author__": "Caffe2", "matching_heuristics": True}
 
+    def _read_pth(self, filename: str) -> dict[str, Any]:
+        """{"model": weights}, and under "part" what stands before their names where they fill a part of the model."""
+        weights = _state_dict_of(read_checkpoint(filename))
+        if not is_torchvision_resnet(weights):
+            return {"model": weights}
+        prefix = resnet_prefix(self.model, filename)
+        return {"model": rename_resnet(weights, self.model, prefix, filename), "part": prefix}
+
 
 def load_weights(model: nn.Module, path: str, allow_head_mismatch: bool = False) -> None:
     """Loads `path` (MODEL.WEIGHTS) into `model` (not wrapped in DDP), in place; "" loads nothing.
 
-    A checkpoint with an EMA gives its averaged weights. ImageNet files (.pkl) fill the backbone by matching names; all
-    other files must fit the model key by key.
+    A checkpoint with an EMA gives its averaged weights. ImageNet files of Detectron2 (.pkl) fill the backbone by
+    matching names; those of torchvision's ResNets and ResNeXts (.pth) fill Detectron2's ResNet key by key; all other
+    files must fit the whole model key by key.
 
     Args:
         path: a file, or a URL that Detectron2's PathManager knows (detectron2://, https://).
@@ -101,31 +111,42 @@ def load_weights(model: nn.Module, path: str, allow_head_mismatch: bool = False)
     local_path = resolve_path(path)
     checkpointer = _ZooCheckpointer(model, save_to_disk=False)
     content = checkpointer._load_file(local_path)
-    is_heuristic = bool(content.get("matching_heuristics", False))
+    is_heuristic, part = bool(content.get("matching_heuristics", False)), content.get("part", "")
     _check_values(content["model"], path)
     before = len(content["model"])
+    absent = absent_entries(model, part, content["model"])
     incompatible = checkpointer._load_model(content)
     num_loaded = len(model.state_dict()) - len(incompatible.missing_keys)
     reshaped = {key for key, _, _ in incompatible.incorrect_shapes}
     report = mismatch_report(
         # A counter that old files lack starts from 0 without harm.
-        [k for k in incompatible.missing_keys if k not in reshaped and not k.endswith("num_batches_tracked")],
+        absent if part else [k for k in incompatible.missing_keys if k not in reshaped and not _is_counter(k)],
         list(incompatible.unexpected_keys),
         [f"{key} {tuple(theirs)} -> {tuple(ours)}" for key, theirs, ours in incompatible.incorrect_shapes],
     )
     if num_loaded <= 0:
         raise CheckpointError(f"{path}: none of its {before} entries fits the model{report}", "check MODEL.WEIGHTS")
-    if is_heuristic:
+    if report and not is_heuristic:
+        _refuse_or_warn(path, report, part, allow_head_mismatch)
+    elif is_heuristic or part:
         logger.info("%s: %d of the model's entries filled, the rest is new", path, num_loaded)
-    elif report and not allow_head_mismatch:
-        raise CheckpointError(
-            f"{path}: does not fit the model{report}",
-            "check MODEL.WEIGHTS and the class count, or give --allow-head-mismatch to load the rest",
-        )
-    elif report:
-        logger.warning("%s: loaded but for these (--allow-head-mismatch)%s", path, report)
     else:
         logger.info("%s: all %d entries of the model loaded", path, num_loaded)
+
+
+def _is_counter(name: str) -> bool:
+    return name.endswith("num_batches_tracked")
+
+
+def _refuse_or_warn(path: str, report: str, part: str, is_allowed: bool) -> None:
+    if is_allowed:
+        logger.warning("%s: loaded but for these (--allow-head-mismatch)%s", path, report)
+        return
+    keys = "MODEL.RESNETS (DEPTH, NUM_GROUPS, WIDTH_PER_GROUP)" if part else "the class count"
+    raise CheckpointError(
+        f"{path}: does not fit the model{report}",
+        f"check MODEL.WEIGHTS and {keys}, or give --allow-head-mismatch to load the rest",
+    )
 
 
 def mismatch_report(missing: list[str], unexpected: list[str], shapes: list[str]) -> str:
@@ -183,5 +204,6 @@ def _check_values(weights: Any, path: str) -> None:
     for key, value in weights.items():
         if not isinstance(value, torch.Tensor | np.ndarray):
             raise CheckpointError(
-                f"{path}: entry {key!r} is a {type(value).__name__}, not a tensor", "give a file of weights"
+                f"{path}: entry {key!r} is a {type(value).__name__}, not a tensor",
+                "give a file of weights; those of a paper's authors go through tools/convert_weights.py",
             )
