@@ -1,6 +1,6 @@
 """A small PolarMask whose modules have the names of the authors' program, to have weights in their format.
 
-Written from the description of the network (SPEC.md, the papers) out of torchvision's parts; nothing of segzoo or
+Written from the description of the network in the paper, out of torchvision's parts; nothing of segzoo or
 polarmask is used, so that equal maps prove that converted weights are in the right places.
 """
 
