@@ -13,6 +13,8 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from segzoo.engine.optimizer import CLIP_TYPES, OPTIMIZERS
 from segzoo.errors import ConfigError
+from segzoo.modeling.backbones.deformable_resnet import ALL_PLAIN
+from segzoo.modeling.backbones.resnet_fpn import build_resnet_fpn_p3p7_backbone, check_resnet_fpn
 
 CHOICES = {
     "SOLVER.OPTIMIZER": OPTIMIZERS,
@@ -102,6 +104,7 @@ def validate_config(cfg: CfgNode) -> None:
     _check_colors(cfg)
     _check_schedule(cfg)
     _check_unused(cfg)
+    _check_backbone(cfg)
 
 
 def validate_batch(cfg: CfgNode, world_size: int) -> None:
@@ -201,6 +204,18 @@ def _check_unused(cfg: CfgNode) -> None:
                 f"{key} is {get_key(cfg, key)!r}, but SegZoo does not use this key",
                 f"leave it at {default!r}: {remedy}",
             )
+
+
+def _check_backbone(cfg: CfgNode) -> None:
+    backbone, deformable = cfg.MODEL.BACKBONE.NAME, list(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE)
+    if backbone == build_resnet_fpn_p3p7_backbone.__name__:
+        check_resnet_fpn(cfg)
+    elif any(deformable):
+        # Detectron2's own builders would need its compiled extension; other networks have no such stages.
+        raise ConfigError(
+            f"MODEL.RESNETS.DEFORM_ON_PER_STAGE is {deformable}, but MODEL.BACKBONE.NAME is {backbone!r}",
+            f"use {build_resnet_fpn_p3p7_backbone.__name__!r}, or leave the stages at {ALL_PLAIN}",
+        )
 
 
 def _check_schedule(cfg: CfgNode) -> None:

@@ -1,7 +1,8 @@
 """Parameters and multiply-accumulates (MAC) of a model, in total and by part.
 
-One MAC counts 1. Only convolutions (deformable ones included), linear layers and matrix products count; norms,
-activations and resizing do not, as in the papers' tables.
+One MAC counts 1. Only convolutions, linear layers and matrix products count; norms, activations and resizing do not, as
+in the papers' tables. A deformable convolution counts as the plain one that it replaces, and the convolution that
+predicts its offsets by itself; bilinear sampling and the products with the masks do not count.
 """
 
 from __future__ import annotations

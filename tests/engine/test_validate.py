@@ -13,6 +13,13 @@ from segzoo.engine.validate import validate_config
 from segzoo.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+# The least that the ResNet with a pyramid P3..P7 needs, and its deformable stages.
+P3P7: dict[str, object] = {
+    "MODEL__BACKBONE__NAME": "build_resnet_fpn_p3p7_backbone",
+    "MODEL__RESNETS__OUT_FEATURES": ["res3", "res4", "res5"],
+    "MODEL__FPN__IN_FEATURES": ["res3", "res4", "res5"],
+}
+DEFORMABLE: dict[str, object] = {"MODEL__RESNETS__DEFORM_ON_PER_STAGE": [False, True, True, True]}
 
 
 def validate(**changes: object) -> None:
@@ -52,6 +59,23 @@ def validate(**changes: object) -> None:
         ({"TEST__MASK_BUDGET_MB": -1}, "(?s)TEST.MASK_BUDGET_MB is -1.*at least 1"),
         ({"TEST__BEST_METRIC": "segm/APP"}, "(?s)TEST.BEST_METRIC is 'segm/APP'.*such as 'segm/AP'"),
         ({"TEST__BEST_METRIC": "AP"}, "TEST.BEST_METRIC is 'AP'"),
+        (
+            {**P3P7, "MODEL__RESNETS__DEFORM_ON_PER_STAGE": [True, True]},
+            r"(?s)DEFORM_ON_PER_STAGE is \[True, True\].*four",
+        ),
+        (
+            {**P3P7, **DEFORMABLE, "MODEL__RESNETS__DEFORM_NUM_GROUPS": 7},
+            "(?s)DEFORM_NUM_GROUPS is 7.*divisor of the 128",
+        ),
+        (
+            {**P3P7, **DEFORMABLE, "MODEL__RESNETS__DEPTH": 34},
+            "(?s)RES2_OUT_CHANNELS is 256 with MODEL.RESNETS.DEPTH 34",
+        ),
+        (
+            {**DEFORMABLE, "MODEL__BACKBONE__NAME": "build_timm_fpn_backbone"},
+            "(?s)DEFORM_ON_PER_STAGE is .*'build_timm_fpn_backbone'.*use 'build_resnet_fpn_p3p7_backbone'",
+        ),
+        ({**DEFORMABLE, "MODEL__BACKBONE__NAME": "build_resnet_fpn_backbone"}, "DEFORM_ON_PER_STAGE is "),
     ],
 )
 def test_validate_refuses_by_key_value_and_range(changes: dict[str, object], message: str) -> None:
@@ -67,6 +91,8 @@ def test_validate_refuses_by_key_value_and_range(changes: dict[str, object], mes
         {"SOLVER__MOMENTUM": 0.0, "SOLVER__GAMMA": 1.0, "SOLVER__WARMUP_FACTOR": 1.0, "SOLVER__BETAS": (0.0, 0.99)},
         {"SOLVER__WEIGHT_DECAY_BIAS": 0.0, "INPUT__MAX_INSTANCES": 0, "TEST__MASK_BUDGET_MB": 1},
         {"TEST__BEST_METRIC": "bbox/AP75"},
+        P3P7,
+        {**P3P7, **DEFORMABLE, "MODEL__RESNETS__DEFORM_MODULATED": True, "MODEL__RESNETS__DEFORM_NUM_GROUPS": 4},
         {"TEST__BEST_METRIC": "segm/AP-traffic light/x"},
         {"TEST__BEST_METRIC": "coco_2017_val/segm/AR100"},
     ],

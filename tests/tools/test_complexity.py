@@ -11,6 +11,8 @@ from torchvision.ops import deform_conv2d
 
 from segzoo.errors import ConfigError
 from segzoo.evaluation.complexity import Complexity, measure_complexity
+from segzoo.modeling.backbones.deformable_resnet import DeformableBottleneck
+from segzoo.modeling.deformable import ModulatedDeformConv
 from tools import complexity as command
 
 
@@ -38,6 +40,29 @@ def test_measure_complexity_small_network_equals_the_count_by_hand() -> None:
     assert counted.gmac * 1e9 == pytest.approx(convolution + deformable + product)
     assert counted.parts["conv"].macs == convolution
     assert counted.parts["other"].macs == deformable + product
+    assert counted.notes == []
+
+
+class DeformableNetwork(nn.Module):
+    """A modulated deformable convolution with stride, and a deformable bottleneck with groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modulated = ModulatedDeformConv(3, 8, padding=1, stride=2)
+        self.block = DeformableBottleneck(8, 16, bottleneck_channels=4, num_groups=2, deform_num_groups=2, norm="")
+
+    def dense_outputs(self, images: Tensor) -> Tensor:
+        return self.block(self.modulated(images))
+
+
+def test_measure_complexity_deformable_convolutions_count_as_plain_ones_and_their_offsets() -> None:
+    counted = measure_complexity(DeformableNetwork().eval(), (8, 6))
+    outputs = 4 * 3
+    modulated, offsets_and_masks = outputs * 8 * 27, outputs * 27 * 27
+    assert counted.parts["modulated"].macs == modulated + offsets_and_masks
+    shortcut, conv1, conv3 = outputs * 16 * 8, outputs * 4 * 8, outputs * 16 * 4
+    conv2, conv2_offset = outputs * 4 * 18, outputs * 36 * 36
+    assert counted.parts["block"].macs == shortcut + conv1 + conv2 + conv2_offset + conv3
     assert counted.notes == []
 
 

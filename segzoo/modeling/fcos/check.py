@@ -47,6 +47,13 @@ def check_fcos(cfg: CfgNode, backbone: Backbone) -> None:
             raise ConfigError(f"MODEL.FCOS.{name} is {value!r}", f"it must be {text}")
     if cfg.TEST.DETECTIONS_PER_IMAGE < 1:
         raise ConfigError(f"TEST.DETECTIONS_PER_IMAGE is {cfg.TEST.DETECTIONS_PER_IMAGE}", "it must be at least 1")
+    if not isinstance(fcos.DEFORMABLE, bool):
+        raise ConfigError(f"MODEL.FCOS.DEFORMABLE is {fcos.DEFORMABLE!r}", "it must be True or False")
+    if fcos.DEFORMABLE and fcos.NUM_CONVS == 0:
+        raise ConfigError(
+            "MODEL.FCOS.DEFORMABLE is True, but there is no convolution: MODEL.FCOS.NUM_CONVS is 0",
+            "give the towers convolutions, such as 4, or leave DEFORMABLE at False",
+        )
     channels = _check_levels(list(fcos.IN_FEATURES), backbone)
     _check_sizes(list(fcos.SIZES_OF_INTEREST), len(fcos.IN_FEATURES))
     check_norm("MODEL.FCOS.NORM", fcos.NORM, channels)

@@ -12,6 +12,8 @@ import torch
 from detectron2.layers import get_norm
 from torch import Tensor, nn
 
+from segzoo.modeling.deformable import ModulatedDeformConv, zero_offsets
+
 # exp() of more than this (about 16,000 px) is never a size in an image; keeps fp16 and wild logits finite.
 MAX_LOG_SIZE = math.log(16_384.0)
 
@@ -28,11 +30,22 @@ class LevelScale(nn.Module):
         return feature * self.scale
 
 
-def build_tower(channels: int, num_convs: int, norm: str) -> nn.Sequential:
-    """`num_convs` times 3x3 convolution, norm, ReLU; the convolution has a bias only without a norm."""
+def build_tower(channels: int, num_convs: int, norm: str, deformable: bool = False) -> nn.Sequential:
+    """`num_convs` times 3x3 convolution, norm, ReLU.
+
+    Args:
+        channels: of the feature and of every layer.
+        num_convs: 0 makes a tower that does nothing.
+        norm: "GN", another norm of Detectron2, or "" for none.
+        deformable: whether all convolutions are modulated deformable ones, which always have a bias; plain ones have
+            one only without a norm.
+    """
     layers: list[nn.Module] = []
     for _ in range(num_convs):
-        layers.append(nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=not norm))
+        if deformable:
+            layers.append(ModulatedDeformConv(channels, channels, kernel_size=3, padding=1))
+        else:
+            layers.append(nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=not norm))
         if norm:
             layers.append(get_norm(norm, channels))
         layers.append(nn.ReLU(inplace=True))
@@ -45,12 +58,20 @@ def build_prediction(channels: int, outputs: int) -> nn.Conv2d:
 
 
 def init_head(head: nn.Module, cls_logits: nn.Conv2d, prior_prob: float) -> None:
-    """Normal(0, 0.01) weights and zero biases; the classifier starts at `prior_prob` everywhere (RetinaNet)."""
+    """Normal(0, 0.01) weights and zero biases; the classifier starts at `prior_prob` everywhere (RetinaNet).
+
+    Offsets of deformable convolutions start at 0, as in the DCN papers. No paper on such a head says how its deformable
+    filters start; they are given the normal(0, 0.01) of all the head's convolutions.
+    """
     for module in head.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.normal_(module.weight, std=0.01)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+    # After the loop, which also met the convolutions of the offsets.
+    for module in head.modules():
+        if isinstance(module, ModulatedDeformConv):
+            zero_offsets(module.offset)
     assert cls_logits.bias is not None
     nn.init.constant_(cls_logits.bias, -math.log((1 - prior_prob) / prior_prob))
 
@@ -84,7 +105,15 @@ class FCOSHead(nn.Module):
     """Class and box towers shared over the levels; centerness on the class tower, as in FCOS v1."""
 
     def __init__(
-        self, *, channels: int, num_classes: int, num_levels: int, num_convs: int, norm: str, prior_prob: float
+        self,
+        *,
+        channels: int,
+        num_classes: int,
+        num_levels: int,
+        num_convs: int,
+        norm: str,
+        prior_prob: float,
+        deformable: bool = False,
     ) -> None:
         """
         Args:
@@ -94,10 +123,11 @@ class FCOSHead(nn.Module):
             num_convs: 3x3 convolutions of each tower.
             norm: "GN", "" or another norm of Detectron2.
             prior_prob: initial foreground probability.
+            deformable: whether the towers' convolutions are modulated deformable ones.
         """
         super().__init__()
-        self.cls_tower = build_tower(channels, num_convs, norm)
-        self.box_tower = build_tower(channels, num_convs, norm)
+        self.cls_tower = build_tower(channels, num_convs, norm, deformable)
+        self.box_tower = build_tower(channels, num_convs, norm, deformable)
         self.cls_logits = build_prediction(channels, num_classes)
         self.box_pred = build_prediction(channels, 4)
         self.centerness = build_prediction(channels, 1)

@@ -99,8 +99,19 @@ def test_check_fcos_wants_at_least_one_detection() -> None:
         check_fcos(cfg, Levels())
 
 
+def test_check_fcos_deformable_is_a_truth_value_and_needs_convolutions() -> None:
+    check_fcos(config(DEFORMABLE=True), Levels())
+    cfg = config()
+    cfg.MODEL.FCOS.DEFORMABLE = "yes"
+    with pytest.raises(ConfigError, match=r"(?s)MODEL\.FCOS\.DEFORMABLE is 'yes'.*True or False"):
+        check_fcos(cfg, Levels())
+    with pytest.raises(ConfigError, match=r"(?s)MODEL\.FCOS\.DEFORMABLE is True.*MODEL\.FCOS\.NUM_CONVS is 0"):
+        check_fcos(config(DEFORMABLE=True, NUM_CONVS=0), Levels())
+
+
 def test_every_number_of_fcos_has_a_range() -> None:
-    numbers = {key for key, value in get_segzoo_cfg().MODEL.FCOS.items() if isinstance(value, int | float)}
+    values = get_segzoo_cfg().MODEL.FCOS.items()
+    numbers = {key for key, value in values if isinstance(value, int | float) and not isinstance(value, bool)}
     assert numbers == set(RANGES)
 
 
