@@ -15,7 +15,7 @@ def add_config(cfg: CfgNode) -> None:
     cfg.MODEL.POLARMASK.TARGETS = "exact"
     # Centre of the sampling square: "mass" or "box" (figure 7); of TARGETS "exact".
     cfg.MODEL.POLARMASK.CENTER = "mass"
-    # Which parts of a mask count: "largest" (its holes filled) or "all" (farthest point of any part); of TARGETS "exact".
+    # Which parts of a mask count: "largest" (its holes filled) or "all" (farthest point of any part); as CENTER.
     cfg.MODEL.POLARMASK.PARTS = "largest"
     # Loss of the rays: "polar_iou" (Eq. 5) or "smooth_l1" (table 1b).
     cfg.MODEL.POLARMASK.MASK_LOSS = "polar_iou"

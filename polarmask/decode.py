@@ -5,10 +5,28 @@ Shape shorthand: D detections, n rays.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
 
 from polarmask.rays import ray_directions
+from segzoo.geometry.polygons import polygons_to_rles
+from segzoo.geometry.rle import encode_columns
+
+
+class ContourRule(NamedTuple):
+    """How contours become boxes and masks.
+
+    uses_predicted_boxes: boxes come from the box branch, not from around the contours. is_inclusive: images and boxes
+    end at their last pixel's number. is_truncated: masks are drawn through whole pixels, see `truncated_rles`.
+    """
+
+    uses_predicted_boxes: bool = False
+    is_inclusive: bool = False
+    is_truncated: bool = False
 
 
 def rays_to_contours(points_px: Tensor, rays_px: Tensor) -> Tensor:
@@ -20,3 +38,34 @@ def rays_to_contours(points_px: Tensor, rays_px: Tensor) -> Tensor:
 def contour_boxes(contours_px: Tensor) -> Tensor:
     """(D, 4) xyxy boxes around (D, n, 2) contours."""
     return torch.cat((contours_px.amin(dim=1), contours_px.amax(dim=1)), dim=1)
+
+
+def contour_rles(contours_px: Tensor, image_size: tuple[int, int], rule: ContourRule) -> list[dict]:
+    """The masks inside (D, n, 2) contours as compressed RLE of `image_size` (H, W)."""
+    points = contours_px.cpu().double().numpy()
+    if rule.is_truncated:
+        return truncated_rles(points, image_size)
+    return polygons_to_rles(points, *image_size)
+
+
+def truncated_rles(contours_px: np.ndarray, image_size: tuple[int, int]) -> list[dict]:
+    """Masks as the authors' program draws them: points truncated to whole pixels, interior and outline set.
+
+    Args:
+        contours_px: (D, n, 2) x and y.
+        image_size: (H, W) of the masks; what lies outside is cut off.
+
+    Returns:
+        D compressed RLEs; only the columns that a contour spans are ever held as pixels.
+    """
+    height, width = image_size
+    # Truncation is towards zero, as of an integer cast; the limits keep cv2's coordinates in its range.
+    points = np.clip(np.nan_to_num(contours_px), -height - width, 2 * (height + width)).astype(np.int32)
+    rles = []
+    for contour in points:
+        left, right = np.clip((contour[:, 0].min(), contour[:, 0].max() + 1), 0, width).tolist()
+        columns = np.zeros((height, right - left), dtype=np.uint8)
+        if right > left:
+            cv2.drawContours(columns, [contour[:, None] - (left, 0)], -1, 1, cv2.FILLED)
+        rles.append(encode_columns(columns, left, image_size))
+    return rles

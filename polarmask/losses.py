@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Smaller overlaps count as this much: keeps the logarithm of the box loss finite.
+MIN_BOX_IOU = 1e-6
 # Shorter predicted rays count as this long: keeps the logarithm finite.
 MIN_RAY_PX = 1e-6
 
@@ -40,3 +42,20 @@ def smooth_l1_ray_loss(pred_rays_px: Tensor, gt_rays_px: Tensor, weights: Tensor
     """
     loss = F.smooth_l1_loss(pred_rays_px.float(), gt_rays_px, beta=1.0, reduction="none")
     return (loss.mean(dim=1) * weights).sum()
+
+
+def box_iou_loss(pred_distances: Tensor, gt_distances: Tensor, weights: Tensor, margin_px: float = 0.0) -> Tensor:
+    """Weighted sum of -log IoU of boxes around the same points (the box branch of table 1d).
+
+    Args:
+        pred_distances, gt_distances: (P, 4) l, t, r, b in pixels, >= 0.
+        weights: (P,).
+        margin_px: added to every side before areas are taken: 1 for boxes that end at their last pixel.
+    """
+    pred = pred_distances.float()
+    pred_area = (pred[:, :2] + pred[:, 2:] + margin_px).prod(dim=1)
+    gt_area = (gt_distances[:, :2] + gt_distances[:, 2:] + margin_px).prod(dim=1)
+    overlap = torch.minimum(pred, gt_distances)
+    intersection = (overlap[:, :2] + overlap[:, 2:] + margin_px).prod(dim=1)
+    iou = intersection / (pred_area + gt_area - intersection)
+    return -(iou.clamp(min=MIN_BOX_IOU).log() * weights).sum()

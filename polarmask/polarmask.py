@@ -13,17 +13,17 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from polarmask.decode import contour_boxes, rays_to_contours
-from polarmask.losses import polar_centerness, polar_iou_loss, smooth_l1_ray_loss
+from polarmask.decode import ContourRule, contour_boxes, contour_rles, rays_to_contours
+from polarmask.losses import box_iou_loss, polar_centerness, polar_iou_loss, smooth_l1_ray_loss
 from polarmask.polar_head import PolarHead, PolarMaps
-from polarmask.targets import polar_targets
+from polarmask.targets import TargetRule, polar_targets
 from segzoo.errors import ConfigError
-from segzoo.geometry.polygons import polygons_to_rles
 from segzoo.geometry.rle import RLEMasks
 from segzoo.modeling.fcos.decode import (
     Candidates,
     DecodeRule,
     clip_boxes,
+    distances_to_boxes,
     output_scale,
     select_candidates,
     suppress,
@@ -38,6 +38,16 @@ from segzoo.modeling.postprocess import build_instances
 from segzoo.modeling.preprocess import ImagePreprocessor
 
 MASK_LOSSES = {"polar_iou": polar_iou_loss, "smooth_l1": smooth_l1_ray_loss}
+# Allowed values of keys of MODEL.POLARMASK.
+CHOICES = {
+    "TARGETS": ("exact", "official"),
+    "CENTER": ("mass", "box"),
+    "PARTS": ("largest", "all"),
+    "BOXES": ("contours", "predicted"),
+    "CONTOURS": ("polygons", "truncated"),
+    "MASK_LOSS": tuple(MASK_LOSSES),
+    "CENTERNESS": ("polar", "cartesian"),
+}
 
 
 @META_ARCH_REGISTRY.register()
@@ -53,14 +63,12 @@ class PolarMask(nn.Module):
         head: PolarHead,
         in_features: list[str],
         num_classes: int,
-        num_rays: int,
-        parts: str,
+        target_rule: TargetRule,
+        contour_rule: ContourRule,
         mask_loss: str,
         mask_loss_weight: float,
         centerness: str,
         centerness_bias: float,
-        sizes_of_interest: list[float],
-        center_radius: float,
         focal_alpha: float,
         focal_gamma: float,
         normalizer_mode: str,
@@ -73,14 +81,12 @@ class PolarMask(nn.Module):
             head: raw maps of every level.
             in_features: names of the levels, finest first.
             num_classes: K.
-            num_rays: n.
-            parts: "largest" or "all", see `polar_targets`.
+            target_rule: how objects become targets.
+            contour_rule: how contours become boxes and masks.
             mask_loss: a key of MASK_LOSSES.
             mask_loss_weight: factor of the ray loss.
             centerness: target of the centerness, "polar" (Eq. 1) or "cartesian" (of the box, as in FCOS).
             centerness_bias: added to the centerness in the score, see `select_candidates`.
-            sizes_of_interest: upper limits in pixels of all levels but the last.
-            center_radius: half side in strides of the square around a mass centre.
             focal_alpha, focal_gamma: of the focal loss.
             normalizer_mode: "reduce" or "local", see `mean_over_ranks`.
             decode_rule: which candidates become detections.
@@ -92,14 +98,12 @@ class PolarMask(nn.Module):
         self.in_features = in_features
         self.strides = [backbone.output_shape()[name].stride for name in in_features]
         self.num_classes = num_classes
-        self.num_rays = num_rays
-        self.parts = parts
+        self.target_rule = target_rule
+        self.contour_rule = contour_rule
         self.mask_loss = MASK_LOSSES[mask_loss]
         self.mask_loss_weight = mask_loss_weight
         self.centerness = centerness
         self.centerness_bias = centerness_bias
-        self.sizes_of_interest = sizes_of_interest
-        self.center_radius = center_radius
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
         self.normalizer_mode = normalizer_mode
@@ -110,10 +114,23 @@ class PolarMask(nn.Module):
         polar = cfg.MODEL.POLARMASK
         _check(polar)
         arguments = detector_arguments(cfg)
+        head_options = head_arguments(cfg, arguments["backbone"])
         return arguments | {
-            "head": PolarHead(num_rays=polar.NUM_RAYS, **head_arguments(cfg, arguments["backbone"])),
-            "num_rays": polar.NUM_RAYS,
-            "parts": polar.PARTS,
+            "head": PolarHead(num_rays=polar.NUM_RAYS, box_branch=polar.BOX_BRANCH, **head_options),
+            "target_rule": TargetRule(
+                num_rays=polar.NUM_RAYS,
+                sizes_of_interest=arguments.pop("sizes_of_interest"),
+                center_radius=arguments.pop("center_radius"),
+                center=polar.CENTER,
+                parts=polar.PARTS,
+                is_official=polar.TARGETS == "official",
+                is_inclusive=polar.INCLUSIVE_BOXES,
+            ),
+            "contour_rule": ContourRule(
+                uses_predicted_boxes=polar.BOXES == "predicted",
+                is_inclusive=polar.INCLUSIVE_BOXES,
+                is_truncated=polar.CONTOURS == "truncated",
+            ),
             "mask_loss": polar.MASK_LOSS,
             "mask_loss_weight": polar.MASK_LOSS_WEIGHT,
             "centerness": polar.CENTERNESS,
@@ -134,16 +151,8 @@ class PolarMask(nn.Module):
         return self.inference(maps, locations, images.image_sizes, batched_inputs)
 
     def losses(self, maps: PolarMaps, locations: Locations, gt_instances: list[Instances]) -> dict[str, Tensor]:
-        """Class, ray and centerness losses of a batch (section 3.3)."""
-        targets = polar_targets(
-            locations,
-            gt_instances,
-            num_classes=self.num_classes,
-            num_rays=self.num_rays,
-            sizes_of_interest=self.sizes_of_interest,
-            center_radius=self.center_radius,
-            parts=self.parts,
-        )
+        """Class, ray, centerness and perhaps box losses of a batch (section 3.3)."""
+        targets = polar_targets(locations, gt_instances, self.num_classes, self.target_rule)
         positives = targets.positives
         is_polar = self.centerness == "polar"
         weights = polar_centerness(targets.rays_px) if is_polar else box_centerness(targets.box_distances_px)
@@ -156,11 +165,17 @@ class PolarMask(nn.Module):
         ray_loss = self.mask_loss(pred_rays, targets.rays_px, weights) * self.mask_loss_weight
         # The authors' code adds the number of images to the class loss's normaliser.
         cls_loss = focal_loss(cls_logits, targets.classes, self.focal_alpha, self.focal_gamma)
-        return {
+        losses = {
             "loss_cls": cls_loss / (num_positives + len(gt_instances)),
             "loss_mask": ray_loss / weight_sum,
             "loss_centerness": centerness_loss(centerness_logits, weights) / num_positives,
         }
+        if maps.box_logits:
+            pred_boxes = exp_size(flatten_levels(maps.box_logits).flatten(0, 1)[positives])
+            margin_px = float(self.target_rule.is_inclusive)
+            box_loss = box_iou_loss(pred_boxes, targets.box_distances_px, weights, margin_px)
+            losses["loss_box"] = box_loss / weight_sum
+        return losses
 
     def inference(
         self,
@@ -169,34 +184,74 @@ class PolarMask(nn.Module):
         image_sizes: list[tuple[int, int]],
         batched_inputs: list[dict],
     ) -> list[dict[str, Instances]]:
-        """Detections of every image in its original pixels; NMS on the boxes of the contours."""
+        """Detections of every image in its original pixels."""
         cls_scores = flatten_levels(maps.cls_logits).float().sigmoid()
         centerness = flatten_levels(maps.centerness_logits).float().sigmoid().squeeze(2)
         ray_logits = flatten_levels(maps.ray_logits)
-        is_usable = usable_locations(locations.points_px, image_sizes, (cls_scores, centerness[..., None], ray_logits))
+        box_logits = flatten_levels(maps.box_logits) if self.contour_rule.uses_predicted_boxes else None
+        outputs = (cls_scores, centerness[..., None], ray_logits) + (() if box_logits is None else (box_logits,))
+        is_usable = usable_locations(locations.points_px, image_sizes, outputs)
         level_sizes = [height * width for height, width in map_sizes(maps.cls_logits)]
-        rule, results = self.decode_rule, []
+        results = []
         for image, (size, inputs) in enumerate(zip(image_sizes, batched_inputs, strict=True)):
             candidates = select_candidates(
                 cls_scores[image],
                 centerness[image],
                 is_usable[image],
                 level_sizes,
-                score_threshold=rule.score_threshold,
-                topk=rule.pre_nms_topk,
+                score_threshold=self.decode_rule.score_threshold,
+                topk=self.decode_rule.pre_nms_topk,
                 centerness_bias=self.centerness_bias,
             )
             points = locations.points_px[candidates.locations]
             contours = rays_to_contours(points, exp_size(ray_logits[image, candidates.locations]))
-            boxes = clip_boxes(contour_boxes(contours), size)
-            keep = suppress(boxes, candidates, nms_threshold=rule.nms_threshold, max_detections=rule.max_detections)
+            if box_logits is None:
+                boxes = contour_boxes(contours)
+            else:
+                boxes = distances_to_boxes(points, exp_size(box_logits[image, candidates.locations]))
             output_size = (inputs.get("height", size[0]), inputs.get("width", size[1]))
-            scale = output_scale(size, output_size, boxes.device)
-            instances = _to_instances(
-                points[keep] * scale, contours[keep] * scale, candidates.select(keep), output_size
-            )
-            results.append({"instances": instances})
+            results.append({"instances": self._detections(points, contours, boxes, candidates, size, output_size)})
         return results
+
+    def _detections(
+        self,
+        points_px: Tensor,
+        contours_px: Tensor,
+        boxes: Tensor,
+        candidates: Candidates,
+        input_size: tuple[int, int],
+        output_size: tuple[int, int],
+    ) -> Instances:
+        """The survivors of NMS of one image, at the output size.
+
+        Beside the usual fields they have pred_centers (the locations) and pred_contours, for pictures.
+
+        Args:
+            points_px, contours_px, boxes: (D, 2), (D, n, 2), (D, 4) of the candidates, in network input pixels.
+            candidates: D candidates.
+            input_size, output_size: (height, width).
+        """
+        rule, decode = self.contour_rule, self.decode_rule
+        scale = output_scale(input_size, output_size, boxes.device)
+        margin_px = float(rule.is_inclusive)
+        boxes = clip_boxes(boxes, (input_size[0] - margin_px, input_size[1] - margin_px)) * scale.repeat(2)
+        # A box that ends at its last pixel has one pixel more, in NMS as in what is given out.
+        boxes[:, 2:] += margin_px
+        keep = suppress(boxes, candidates, nms_threshold=decode.nms_threshold, max_detections=decode.max_detections)
+        contours = contours_px[keep]
+        if rule.is_inclusive:
+            contours = contours.clamp(min=0).minimum(contours.new_tensor([input_size[1] - 1, input_size[0] - 1]))
+        contours = contours * scale
+        detections = candidates.select(keep)
+        return build_instances(
+            output_size,
+            boxes[keep],
+            detections.scores,
+            detections.classes,
+            RLEMasks(contour_rles(contours, output_size, rule), output_size),
+            pred_centers=points_px[keep] * scale,
+            pred_contours=contours,
+        )
 
     def dense_outputs(self, images: Tensor) -> PolarMaps:
         """(N, 3, H, W) normalised images, padded to the size divisibility -> the raw maps of every level."""
@@ -204,33 +259,28 @@ class PolarMask(nn.Module):
         return self.head([features[name] for name in self.in_features])
 
 
-def _to_instances(
-    points_px: Tensor, contours_px: Tensor, detections: Candidates, output_size: tuple[int, int]
-) -> Instances:
-    """Instances whose masks are the polygons of (D, n, 2) contours around (D, 2) points, at the output size.
-
-    Beside the usual fields they have pred_centers (the points) and pred_contours, for pictures.
-    """
-    rles = polygons_to_rles(contours_px.cpu().double().numpy(), *output_size)
-    return build_instances(
-        output_size,
-        clip_boxes(contour_boxes(contours_px), output_size),
-        detections.scores,
-        detections.classes,
-        RLEMasks(rles, output_size),
-        pred_centers=points_px,
-        pred_contours=contours_px,
-    )
-
-
 def _check(polar: CfgNode) -> None:
     """Refuses values of MODEL.POLARMASK that cannot work."""
     if polar.NUM_RAYS < 3:
         raise ConfigError(f"MODEL.POLARMASK.NUM_RAYS is {polar.NUM_RAYS}; a contour needs at least 3 rays")
-    for key, allowed in (
-        ("PARTS", ("largest", "all")),
-        ("MASK_LOSS", tuple(MASK_LOSSES)),
-        ("CENTERNESS", ("polar", "cartesian")),
-    ):
+    for key, allowed in CHOICES.items():
         if polar[key] not in allowed:
             raise ConfigError(f"MODEL.POLARMASK.{key} is {polar[key]!r}", f"use one of {', '.join(allowed)}")
+    if polar.BOXES == "predicted" and not polar.BOX_BRANCH:
+        raise ConfigError(
+            "MODEL.POLARMASK.BOXES is 'predicted', but MODEL.POLARMASK.BOX_BRANCH is False",
+            "set BOX_BRANCH True, or BOXES 'contours'",
+        )
+    if polar.TARGETS != "official":
+        return
+    if 360 % polar.NUM_RAYS:
+        raise ConfigError(
+            f"MODEL.POLARMASK.NUM_RAYS is {polar.NUM_RAYS}, but TARGETS 'official' looks rays up by whole degrees",
+            "use a divisor of 360, or TARGETS 'exact'",
+        )
+    for key, default in (("CENTER", "mass"), ("PARTS", "largest")):
+        if polar[key] != default:
+            raise ConfigError(
+                f"MODEL.POLARMASK.{key} is {polar[key]!r}, but TARGETS 'official' has a rule of its own",
+                f"leave {key} at {default!r}, or use TARGETS 'exact'",
+            )

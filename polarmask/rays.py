@@ -1,30 +1,70 @@
 """Distances along rays from points to the outline of masks: exact, for a whole batch, on the device.
 
-The outline of a mask is the outline of its pixels' squares. It is cut into maximal horizontal and vertical segments;
-seen from a point, a segment covers an interval of angles, and the rays inside that interval are the ones that hit it.
-Nearly all pairs of point and segment lie between two rays and need no more than that; only the hits are intersected.
+The outline of a mask is the outline of its pixels' squares. It is cut into maximal horizontal and vertical sides; seen
+from a point, a side covers an interval of angles, and the rays inside that interval are the ones that hit it. A ray
+leaves a mask for the last time through a side that faces away from its start, so that half of the sides are never
+looked at. Nearly all the others lie between two rays and need no more than their two angles; only hits are intersected.
 
 Angles as in the authors' code, whose weights need it: ray k points at theta_k = 2 pi k / n with x = r sin(theta),
 y = r cos(theta); angle 0 is +y (down) and angles grow towards +x.
 
-Shape shorthand: M masks, P points, n rays, S segments, Q pairs of point and segment.
+Shape shorthand: M masks, P points, n rays, S sides, Q pairs of point and side.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from segzoo.geometry.components import Runs, Segments, expand, outline_segments
+from segzoo.geometry.outlines import Outlines, outlines
+from segzoo.geometry.runs import Runs, expand
 
 # The distance of a ray that meets nothing, as in the paper (section 3.2).
 NO_HIT_PX = 1e-6
-# Rays this close to the end of a segment (as a share of the angle between rays) hit it: no ray slips through a corner.
+# Rays this close to the end of a side (as a share of the angle between rays) hit it: no ray slips through a corner.
 ANGLE_TOLERANCE = 1e-4
-# Point-segment pairs held at once; bounds the memory to some 200 MB.
+# Pairs of point and side held at once; bounds the memory to some 200 MB.
 MAX_PAIRS = 2_000_000
+
+
+class Facing(NamedTuple):
+    """The geometry of sides that face one way.
+
+    is_vertical: sides on lines of one x, else of one y. is_upward: they face to larger values of it. quarter_turns:
+    angle of the direction they face. grows_with_angle: whether their other coordinate grows with the angle of a ray.
+    """
+
+    is_vertical: bool
+    is_upward: bool
+    quarter_turns: int
+    grows_with_angle: bool
+
+
+# In the order of `Outlines`: left, right, top, bottom.
+FACINGS = (
+    Facing(is_vertical=True, is_upward=False, quarter_turns=-1, grows_with_angle=True),
+    Facing(is_vertical=True, is_upward=True, quarter_turns=1, grows_with_angle=False),
+    Facing(is_vertical=False, is_upward=False, quarter_turns=2, grows_with_angle=False),
+    Facing(is_vertical=False, is_upward=True, quarter_turns=0, grows_with_angle=True),
+)
+
+
+class Pairs(NamedTuple):
+    """Points and sides that one of their rays may leave the mask through; all (Q,).
+
+    point: index of the point. offset_px: distance > 0 from it to the side's line. start_px, end_px: where the side
+    begins and ends along that line, seen from the point, by growing angle. base: angle of the direction that the side
+    faces, in units of the angle between rays.
+    """
+
+    point: Tensor
+    offset_px: Tensor
+    start_px: Tensor
+    end_px: Tensor
+    base: Tensor
 
 
 def ray_angles(num_rays: int, device: torch.device | None = None) -> Tensor:
@@ -48,23 +88,77 @@ def cast_rays(
         points_px: (P, 2) x and y in continuous pixels; a point may lie outside its mask.
         point_masks: (P,) int64 index of each point's mask.
         num_rays: n.
-        max_pairs: pairs of point and segment held at once; the result does not depend on it.
+        max_pairs: pairs of point and side held at once; the result does not depend on it.
 
     Returns:
         (P, n) float32 distances in pixels, `NO_HIT_PX` for a ray that meets nothing.
     """
-    segments = outline_segments(runs)
-    first = torch.searchsorted(segments.mask, point_masks)
-    count = torch.searchsorted(segments.mask, point_masks, right=True) - first
     distances = points_px.new_full((len(points_px), num_rays), NO_HIT_PX, dtype=torch.float32)
-    for block in _blocks(count, max_pairs):
-        owner, position = expand(count[block])
-        point = owner + block.start
-        _cast_pairs(distances, points_px.float(), segments, point, first[point] + position)
+    if len(runs.row) == 0 or len(points_px) == 0:
+        return distances
+    sides = outlines(runs)
+    first, count = _sides_beyond(sides, points_px, point_masks)
+    for block in point_blocks(count.sum(dim=0), max_pairs):
+        _cast(distances, _make_pairs(sides, points_px.float(), first[:, block], count[:, block], block.start, num_rays))
     return distances
 
 
-def _blocks(counts: Tensor, max_pairs: int) -> list[slice]:
+def _sides_beyond(sides: Outlines, points_px: Tensor, point_masks: Tensor) -> tuple[Tensor, Tensor]:
+    """(4, P) first and (4, P) number of the sides of each facing that a ray from a point can leave its mask through.
+
+    A side that faces up its axis must lie above the point, one that faces down below it. Sides are ordered by mask and
+    level, so that these are neighbours; indices count through all sides of all facings.
+    """
+    masks, levels = torch.cat([side.mask for side in sides]), torch.cat([side.level for side in sides])
+    num_masks, span = masks.amax() + 1, levels.amax() + 2
+    facing = torch.repeat_interleave(torch.tensor([len(side.mask) for side in sides])).to(masks.device)
+    keys = (facing * num_masks + masks) * span + levels
+    x, y = points_px.unbind(dim=1)
+    lowest, highest = [], []
+    for number, rule in enumerate(FACINGS):
+        across = x if rule.is_vertical else y
+        # A point whose mask is empty has no sides: the keys of the last mask end the search for it.
+        start = (number * num_masks + point_masks.minimum(num_masks)) * span
+        if rule.is_upward:
+            lowest.append(start + across.floor().long().clamp(min=-1).minimum(span - 1))
+            highest.append(start + span - 1)
+        else:
+            lowest.append(start - 1)
+            highest.append(start + (across.ceil().long() - 1).clamp(min=-1).minimum(span - 1))
+    bounds = torch.searchsorted(keys, torch.stack((torch.stack(lowest), torch.stack(highest))), right=True)
+    return bounds[0], bounds[1] - bounds[0]
+
+
+def _make_pairs(
+    sides: Outlines, points_px: Tensor, first: Tensor, count: Tensor, first_point: int, num_rays: int
+) -> Pairs:
+    """The pairs of (4, p) ranges of sides of the points from `first_point` on."""
+    facing_point, position = expand(count.flatten())
+    side = first.flatten().index_select(0, facing_point) + position
+    point = torch.arange(first_point, first_point + count.shape[1], device=side.device)
+    x, y = points_px[first_point : first_point + len(point)].unbind(dim=1)
+    offsets, starts, ends, acrosses, alongs, bases = [], [], [], [], [], []
+    for rule, facing in zip(FACINGS, sides, strict=True):
+        sign = 1 if rule.is_upward else -1
+        turn = 1 if rule.grows_with_angle else -1
+        start, end = (facing.start, facing.end) if rule.grows_with_angle else (facing.end, facing.start)
+        offsets.append(facing.level.float() * sign)
+        starts.append(start.float() * turn)
+        ends.append(end.float() * turn)
+        acrosses.append((x if rule.is_vertical else y) * sign)
+        alongs.append((y if rule.is_vertical else x) * turn)
+        bases.append(torch.full_like(x, rule.quarter_turns * num_rays / 4))
+    along = torch.cat(alongs).index_select(0, facing_point)
+    return Pairs(
+        point=point.repeat(len(FACINGS)).index_select(0, facing_point),
+        offset_px=torch.cat(offsets).index_select(0, side) - torch.cat(acrosses).index_select(0, facing_point),
+        start_px=torch.cat(starts).index_select(0, side) - along,
+        end_px=torch.cat(ends).index_select(0, side) - along,
+        base=torch.cat(bases).index_select(0, facing_point),
+    )
+
+
+def point_blocks(counts: Tensor, max_pairs: int = MAX_PAIRS) -> list[slice]:
     """Consecutive ranges of points with at most `max_pairs` pairs (or one point) each."""
     total = counts.cumsum(0)
     if len(counts) == 0:
@@ -80,32 +174,24 @@ def _blocks(counts: Tensor, max_pairs: int) -> list[slice]:
     return blocks
 
 
-def _cast_pairs(distances: Tensor, points_px: Tensor, segments: Segments, point: Tensor, segment: Tensor) -> None:
-    """Raises `distances` (P, n) in place to the crossings of the given (Q,) pairs."""
+def _cast(distances: Tensor, pairs: Pairs) -> None:
+    """Raises `distances` (P, n) in place to the crossings of pairs of point and side."""
     num_rays = distances.shape[1]
-    start = segments.start_px[segment] - points_px[point]
-    end = segments.end_px[segment] - points_px[point]
     per_ray = num_rays / (2 * math.pi)
     # Angles in units of the angle between rays, so that ray k lies at k.
-    low = torch.atan2(start[:, 0], start[:, 1]) * per_ray
-    high = torch.atan2(end[:, 0], end[:, 1]) * per_ray
-    turn = (high - low + num_rays / 2).remainder(num_rays) - num_rays / 2
-    low = torch.where(turn < 0, high, low)
+    low = torch.atan2(pairs.start_px, pairs.offset_px) * per_ray + pairs.base
+    high = torch.atan2(pairs.end_px, pairs.offset_px) * per_ray + pairs.base
     first_ray = (low - ANGLE_TOLERANCE).ceil()
-    hits = (low + turn.abs() + ANGLE_TOLERANCE).floor() - first_ray + 1
-    # A segment on a line through the point is hit at its end, which belongs to a perpendicular segment as well.
-    is_vertical = start[:, 0] == end[:, 0]
-    offset = torch.where(is_vertical, start[:, 0], start[:, 1])
-    hits = torch.where(offset == 0, 0, hits).long().clamp(min=0)
+    hits = ((high + ANGLE_TOLERANCE).floor() - first_ray + 1).long()
 
     pair = hits.nonzero().squeeze(1)
-    owner, position = expand(hits[pair])
-    pair = pair[owner]
-    ray = (first_ray[pair].long() + position).remainder(num_rays)
-    direction = ray_directions(num_rays, points_px.device)[ray]
-    along = torch.where(is_vertical[pair], direction[:, 0], direction[:, 1])
-    length = offset[pair] / along
-    # The tolerance may admit a ray just past a segment's end that runs nearly along it: it crosses at the end.
-    farthest = torch.maximum(start[pair].norm(dim=1), end[pair].norm(dim=1))
-    length = torch.minimum(torch.where(along == 0, farthest, length), farthest)
-    distances.view(-1).scatter_reduce_(0, point[pair] * num_rays + ray, length.to(distances.dtype), "amax")
+    owner, position = expand(hits.index_select(0, pair))
+    pair = pair.index_select(0, owner)
+    ray = first_ray.index_select(0, pair) + position
+    cosine = ((ray - pairs.base.index_select(0, pair)) / per_ray).cos()
+    offset, start, end = (column.index_select(0, pair) for column in (pairs.offset_px, pairs.start_px, pairs.end_px))
+    # The tolerance may admit a ray just past a side's end that runs nearly along it: it crosses at the end.
+    farthest = torch.hypot(offset, torch.maximum(start.abs(), end.abs()))
+    length = torch.where(cosine <= 0, farthest, (offset / cosine).minimum(farthest))
+    slot = pairs.point.index_select(0, pair) * num_rays + ray.long().remainder(num_rays)
+    distances.view(-1).scatter_reduce_(0, slot, length, "amax")

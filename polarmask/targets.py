@@ -5,6 +5,7 @@ Shape shorthand: N images, M ground truths, R locations, P positives, K classes,
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,10 +13,30 @@ import torch
 from detectron2.structures import Instances
 from torch import Tensor
 
+from polarmask.official import degree_bin_rays, official_contours
 from polarmask.rays import NO_HIT_PX, cast_rays
-from segzoo.geometry.components import find_runs, join_runs, largest_parts
-from segzoo.modeling.fcos.assign import assign_locations, box_distances
+from segzoo.geometry.components import largest_parts
+from segzoo.geometry.runs import find_runs, join_runs
+from segzoo.modeling.fcos.assign import assign_batch, box_distances
 from segzoo.modeling.fcos.locations import Locations
+
+
+class TargetRule(NamedTuple):
+    """How objects become targets.
+
+    num_rays: n. sizes_of_interest: upper limits in pixels of all levels but the last. center_radius: half side in
+    strides of the square around an object's centre. center: "mass" or "box". parts: "largest" (the paper's, holes
+    filled) or "all" (farthest point of any part). is_official: centres and rays as the authors' program computes them
+    (see polarmask/official.py), whatever `center` and `parts` say. is_inclusive: a box ends at its last pixel.
+    """
+
+    num_rays: int
+    sizes_of_interest: Sequence[float]
+    center_radius: float
+    center: str = "mass"
+    parts: str = "largest"
+    is_official: bool = False
+    is_inclusive: bool = False
 
 
 class PolarTargets(NamedTuple):
@@ -33,14 +54,7 @@ class PolarTargets(NamedTuple):
 
 @torch.no_grad()
 def polar_targets(
-    locations: Locations,
-    gt_instances: Sequence[Instances],
-    *,
-    num_classes: int,
-    num_rays: int,
-    sizes_of_interest: Sequence[float],
-    center_radius: float,
-    parts: str = "largest",
+    locations: Locations, gt_instances: Sequence[Instances], num_classes: int, rule: TargetRule
 ) -> PolarTargets:
     """Assignment around the mass centres (section 3.2) and the rays of the positives (section 3.3).
 
@@ -48,42 +62,58 @@ def polar_targets(
         locations: R cells, the same for every image of the batch.
         gt_instances: N times gt_boxes, gt_classes and gt_masks (bit masks), on the device.
         num_classes: K.
-        num_rays: n.
-        sizes_of_interest: upper limits in pixels of all levels but the last.
-        center_radius: half side in strides of the square around a mass centre.
-        parts: "largest" (the paper's, holes filled) or "all" (farthest point of any part).
+        rule: see `TargetRule`.
     """
     counts = [len(instances) for instances in gt_instances]
     runs = join_runs([find_runs(instances.gt_masks.tensor) for instances in gt_instances], counts)
-    largest = largest_parts(runs, sum(counts))
-    classes, owners, distances, start = [], [], [], 0
-    for instances in gt_instances:
-        boxes = instances.gt_boxes.tensor
-        matched = assign_locations(
-            locations,
-            sizes_of_interest,
-            boxes,
-            gt_centers=largest.centers_px[start : start + len(boxes)],
-            center_radius=center_radius,
-        )
-        # One row more stands for the background, so that no image needs a branch.
-        padded_classes = torch.cat((instances.gt_classes, instances.gt_classes.new_tensor([num_classes])))
-        padded_boxes = torch.cat((boxes, boxes.new_zeros(1, 4)))
-        classes.append(padded_classes[matched])
-        distances.append(box_distances(locations.points_px, padded_boxes[matched]))
-        owners.append(matched + start)
-        start += len(boxes)
-    all_classes = torch.cat(classes)
-    positives = (all_classes < num_classes).nonzero().squeeze(1)
-    rays = cast_rays(
-        runs if parts == "all" else largest.runs,
-        locations.points_px[positives % len(locations.points_px)],
-        torch.cat(owners)[positives],
-        num_rays,
-    )
+    if rule.is_official:
+        contours = official_contours(runs, sum(counts))
+        centers = contours.centers_px
+    else:
+        largest = largest_parts(runs, sum(counts))
+        centers = largest.centers_px
+    matched, boxes = _assign(locations, gt_instances, centers, rule)
+    gt_classes = torch.cat([instances.gt_classes for instances in gt_instances])
+    # One row more stands for the background, so that no image needs a branch.
+    classes = torch.cat((gt_classes, gt_classes.new_tensor([num_classes])))[matched]
+    positives = (classes < num_classes).nonzero().squeeze(1)
+    points, owners = locations.points_px[positives % len(locations.points_px)], matched[positives]
+    distances = box_distances(points, boxes[owners])
+    if rule.is_official:
+        rays = degree_bin_rays(contours, points, owners, rule.num_rays)
+        return PolarTargets(classes, positives, rays, distances)
+    rays = cast_rays(runs if rule.parts == "all" else largest.runs, points, owners, rule.num_rays)
     # Where all rays miss (specks seen from between two rays) there is nothing to learn: a centerness of 1e-6 / 1e-6
     # would call such a location the perfect centre.
     is_blind = rays.amax(dim=1) <= NO_HIT_PX
-    all_classes[positives[is_blind]] = num_classes
-    positives, rays = positives[~is_blind], rays[~is_blind]
-    return PolarTargets(all_classes, positives, rays, torch.cat(distances)[positives])
+    classes[positives[is_blind]] = num_classes
+    return PolarTargets(classes, positives[~is_blind], rays[~is_blind], distances[~is_blind])
+
+
+def _assign(
+    locations: Locations, gt_instances: Sequence[Instances], centers_px: Tensor, rule: TargetRule
+) -> tuple[Tensor, Tensor]:
+    """(N * R,) index of every location's ground truth in the batch, -1 for background, and the batch's (M, 4) boxes."""
+    boxes = torch.cat([instances.gt_boxes.tensor for instances in gt_instances])
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+    if rule.center == "box":
+        centers_px = (boxes[:, :2] + boxes[:, 2:]) / 2
+    if rule.is_inclusive:
+        boxes = boxes - boxes.new_tensor([0, 0, 1, 1])
+    counts = [len(instances) for instances in gt_instances]
+    matched = assign_batch(
+        locations,
+        rule.sizes_of_interest,
+        boxes,
+        counts,
+        gt_centers=centers_px,
+        center_radius=rule.center_radius,
+        gt_areas=areas,
+    )
+    if rule.is_official:
+        # In that program a first object with its centre in column 0 leaves the whole image without a positive.
+        by_image = matched.view(len(counts), -1)
+        for image, (start, count) in enumerate(zip(itertools.accumulate(counts, initial=0), counts)):
+            if count:
+                by_image[image] = torch.where(centers_px[start, 0] == 0, -1, by_image[image])
+    return matched, boxes

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 # Set before torch is imported: `make test` runs one process a core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -76,3 +78,17 @@ def reference_root() -> Path:
     if not root.is_dir():
         pytest.skip(f"no reference data at {root}; set SEGZOO_REFERENCE to its folder")
     return root
+
+
+@pytest.fixture(scope="session")
+def parity(reference_root: Path) -> ModuleType:
+    """The reader of what the authors' programs compute (load, state_dict, unpack), or a skip."""
+    path = reference_root / "parity" / "reference.py"
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    spec = importlib.util.spec_from_file_location("segzoo_parity_reference", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

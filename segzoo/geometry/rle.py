@@ -108,6 +108,23 @@ def encode_masks(masks: torch.Tensor | np.ndarray) -> list[dict]:
     return coco_mask.encode(columns.view(np.uint8).transpose(2, 1, 0))
 
 
+def encode_columns(columns: np.ndarray, left: int, image_size: tuple[int, int]) -> dict:
+    """Compressed RLE of a mask of which only some columns are held.
+
+    Args:
+        columns: (H, w) bool or uint8, the columns left .. left + w - 1.
+        left: number of the first column.
+        image_size: (H, W) of the mask, empty elsewhere.
+    """
+    height, width = image_size
+    pixels = np.pad(columns.T.reshape(-1) != 0, 1)
+    edges = np.flatnonzero(pixels[1:] != pixels[:-1]) + left * height
+    lengths = np.diff(edges, prepend=0, append=height * width)
+    if len(lengths) > 1 and lengths[-1] == 0:
+        lengths = lengths[:-1]
+    return coco_mask.frPyObjects({"size": [height, width], "counts": lengths.tolist()}, height, width)
+
+
 def encode_in_chunks(
     make_masks: Callable[[slice], torch.Tensor | np.ndarray],
     count: int,

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from segzoo.geometry.components import fill_holes, find_runs, join_runs, label_runs, largest_parts, paint_runs
+from segzoo.geometry.components import fill_holes, label_runs, largest_parts
+from segzoo.geometry.runs import find_runs, join_runs, paint_runs
 
 
 def random_masks(count: int, size: tuple[int, int], density: float, seed: int) -> torch.Tensor:

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
 
-from segzoo.geometry.rle import ENCODING_BYTES_PER_PIXEL, RLEMasks, encode_in_chunks, encode_masks, run_lengths
+from segzoo.geometry.rle import (
+    ENCODING_BYTES_PER_PIXEL,
+    RLEMasks,
+    encode_columns,
+    encode_in_chunks,
+    encode_masks,
+    run_lengths,
+)
 
 bool_stacks = hnp.arrays(bool, st.tuples(st.integers(0, 4), st.integers(1, 12), st.integers(1, 12)))
 
@@ -142,3 +149,13 @@ def test_encode_in_chunks_takes_the_memory_it_says() -> None:
         tracemalloc.stop()
     assert len(held) == 12
     assert 2.0 * 2**20 < peak < (budget_mb + 0.5) * 2**20
+
+
+@pytest.mark.parametrize("left", [0, 3, 9])
+def test_encode_columns_equals_the_rle_of_the_whole_mask(left: int) -> None:
+    rng = np.random.default_rng(left)
+    for density in (0.0, 0.3, 1.0):
+        mask = np.zeros((11, 13), dtype=bool)
+        mask[:, left : left + 4] = rng.random((11, 4)) < density
+        assert encode_columns(mask[:, left : left + 4], left, (11, 13)) == encode_masks(mask[None])[0]
+    assert encode_columns(np.zeros((11, 0), dtype=bool), left, (11, 13)) == encode_masks(np.zeros((1, 11, 13), bool))[0]

@@ -9,9 +9,10 @@ from detectron2.structures import BitMasks, Boxes, Instances
 
 from polarmask.losses import polar_centerness
 from polarmask.rays import cast_rays
-from polarmask.targets import polar_targets
-from segzoo.geometry.components import find_runs, largest_parts
+from polarmask.targets import TargetRule, polar_targets
+from segzoo.geometry.components import largest_parts
 from segzoo.geometry.masks import mask_boxes
+from segzoo.geometry.runs import find_runs
 from segzoo.modeling.fcos.locations import Locations, compute_locations
 
 NUM_CLASSES, SIZES, RADIUS = 5, [16, 32, 64], 1.5
@@ -36,16 +37,8 @@ def pyramid(size: tuple[int, int]) -> Locations:
     return compute_locations([(-(-size[0] // s), -(-size[1] // s)) for s in strides], strides, CPU)
 
 
-def targets_of(locations: Locations, batch: list[Instances], **options):
-    return polar_targets(
-        locations,
-        batch,
-        num_classes=NUM_CLASSES,
-        num_rays=36,
-        sizes_of_interest=SIZES,
-        center_radius=RADIUS,
-        **options,
-    )
+def targets_of(locations: Locations, batch: list[Instances], num_rays: int = 36, sizes=SIZES, **options):
+    return polar_targets(locations, batch, NUM_CLASSES, TargetRule(num_rays, sizes, RADIUS, **options))
 
 
 def owner_of(locations: Locations, index: int, instances: Instances, centers: list[list[float]]) -> int:
@@ -129,27 +122,43 @@ def test_polar_targets_of_one_pixel_wide_masks_are_finite(height: int) -> None:
 def test_polar_targets_in_parts_follow_the_largest_part_or_all() -> None:
     mask = ellipse((96, 128), (40, 40), (20, 20)) | ellipse((96, 128), (100, 40), (6, 6))
     locations = compute_locations([(12, 16)], [8], CPU)
-    options = {"num_classes": NUM_CLASSES, "num_rays": 4, "sizes_of_interest": [], "center_radius": RADIUS}
     reach = {}
     for parts in ("largest", "all"):
-        targets = polar_targets(locations, [make_instances(mask[None], [0])], parts=parts, **options)
+        targets = targets_of(locations, [make_instances(mask[None], [0])], num_rays=4, sizes=[], parts=parts)
         points = locations.points_px[targets.positives]
         reach[parts] = (points[:, 0] + targets.rays_px[:, 1]).amax()
     assert float(reach["largest"]) == pytest.approx(60, abs=1)
     assert float(reach["all"]) == pytest.approx(106, abs=1)
 
 
+def test_polar_targets_sample_around_the_mass_or_the_box_centre() -> None:
+    # A mass in the upper left of its box.
+    mask = torch.zeros(1, 96, 128, dtype=torch.bool)
+    mask[0, 8:40, 8:40] = mask[0, 40:88, 8:16] = mask[0, 8:16, 40:120] = True
+    locations = compute_locations([(24, 32)], [4], CPU)
+    for center, expected in (("mass", largest_parts(find_runs(mask), 1).centers_px[0]), ("box", (64.0, 48.0))):
+        targets = targets_of(locations, [make_instances(mask, [0])], sizes=[], center=center)
+        points = locations.points_px[targets.positives]
+        assert len(points) >= 4
+        assert ((points - torch.as_tensor(expected)).abs() < RADIUS * 4).all()
+
+
+def test_polar_targets_of_inclusive_boxes_end_at_the_last_pixel() -> None:
+    mask = torch.zeros(1, 96, 128, dtype=torch.bool)
+    mask[0, 10:41, 20:61] = True
+    locations = compute_locations([(12, 16)], [8], CPU)
+    point = locations.points_px[targets_of(locations, [make_instances(mask, [0])], sizes=[]).positives[0]]
+    for is_inclusive, corners in ((False, (20, 10, 61, 41)), (True, (20, 10, 60, 40))):
+        targets = targets_of(locations, [make_instances(mask, [0])], sizes=[], is_inclusive=is_inclusive)
+        x, y = point.tolist()
+        expected = [x - corners[0], y - corners[1], corners[2] - x, corners[3] - y]
+        assert targets.box_distances_px[0].tolist() == expected
+
+
 def test_polar_targets_of_a_ring_look_through_its_hole() -> None:
     mask = ellipse((96, 128), (60, 48), (30, 30)) & ~ellipse((96, 128), (60, 48), (20, 20))
     locations = compute_locations([(12, 16)], [8], CPU)
-    targets = polar_targets(
-        locations,
-        [make_instances(mask[None], [3])],
-        num_classes=NUM_CLASSES,
-        num_rays=36,
-        sizes_of_interest=[],
-        center_radius=RADIUS,
-    )
+    targets = targets_of(locations, [make_instances(mask[None], [3])], sizes=[])
     from_center = (locations.points_px[targets.positives] - torch.tensor([60.0, 48.0])).norm(dim=1)
     assert (targets.rays_px.amin(dim=1) >= 30 - from_center - 1).all()
 
@@ -159,8 +168,7 @@ def test_polar_targets_of_specks_that_no_ray_meets_are_background() -> None:
     # The largest part is one pixel of three; seen from around it at stride 8, some locations lie between two rays.
     mask[0, 20, 30] = mask[0, 60, 30] = mask[0, 20, 90] = True
     locations = compute_locations([(12, 16)], [8], CPU)
-    options = {"num_classes": NUM_CLASSES, "num_rays": 36, "sizes_of_interest": [], "center_radius": RADIUS}
-    targets = polar_targets(locations, [make_instances(mask, [1])], **options)
+    targets = targets_of(locations, [make_instances(mask, [1])], sizes=[])
     in_square = ((locations.points_px - torch.tensor([30.5, 20.5])).abs() < 12).all(dim=1)
     assert 0 < len(targets.positives) < int((in_square & (locations.points_px > 30).all(dim=1)).sum()) + 4
     assert (targets.rays_px.amax(dim=1) > 1e-3).all()
@@ -171,7 +179,7 @@ def test_polar_targets_of_specks_that_no_ray_meets_are_background() -> None:
 def test_case_29_polar_targets_are_the_same_on_every_device(batch: list[Instances], device: str) -> None:
     twins = make_instances(batch[0].gt_masks.tensor[[0, 0, 1, 1]], [4, 3, 2, 1])
     expected = targets_of(pyramid((96, 128)), [twins, *batch])
-    locations = Locations(*(column.to(device) for column in pyramid((96, 128))))
+    locations = pyramid((96, 128)).to(device)
     found = targets_of(locations, [instances.to(device) for instances in [twins, *batch]])
     assert torch.equal(found.classes.cpu(), expected.classes)
     assert torch.equal(found.positives.cpu(), expected.positives)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from polarmask.losses import polar_centerness, polar_iou_loss, smooth_l1_ray_loss
+from polarmask.losses import box_iou_loss, polar_centerness, polar_iou_loss, smooth_l1_ray_loss
 from segzoo.modeling.fcos.head import exp_size
 
 
@@ -68,3 +68,32 @@ def test_ray_losses_are_finite_for_wild_logits(loss, dtype: torch.dtype) -> None
     assert torch.isfinite(logits.grad).all()
     all_small = loss(exp_size(torch.full((1, 4), -1e4, dtype=dtype)), torch.full((1, 4), 1e-6), torch.ones(1))
     assert torch.isfinite(all_small)
+
+
+@pytest.mark.parametrize("margin", [0.0, 1.0])
+def test_box_iou_loss_equals_a_float64_oracle_in_value_and_gradient(margin: float) -> None:
+    generator = torch.Generator().manual_seed(9)
+    pred = (torch.rand(8, 4, generator=generator) * 50 + 0.1).requires_grad_()
+    target, weights = torch.rand(8, 4, generator=generator) * 50, torch.rand(8, generator=generator)
+    box_iou_loss(pred, target, weights, margin).backward()
+    exact = pred.detach().double().requires_grad_()
+    total = torch.zeros((), dtype=torch.float64)
+    for i in range(8):
+        # Boxes around the origin, corner by corner.
+        ax0, ay0, ax1, ay1 = -exact[i, 0], -exact[i, 1], exact[i, 2] + margin, exact[i, 3] + margin
+        left, top, right, bottom = target[i].tolist()
+        bx0, by0, bx1, by1 = -left, -top, right + margin, bottom + margin
+        overlap = (ax1.clamp(max=bx1) - ax0.clamp(min=bx0)) * (ay1.clamp(max=by1) - ay0.clamp(min=by0))
+        union = (ax1 - ax0) * (ay1 - ay0) + (bx1 - bx0) * (by1 - by0) - overlap
+        total = total - float(weights[i]) * (overlap / union).log()
+    total.backward()
+    assert box_iou_loss(pred, target, weights, margin).item() == pytest.approx(total.item(), rel=1e-5)
+    torch.testing.assert_close(pred.grad.double(), exact.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_box_iou_loss_of_boxes_without_overlap_is_finite() -> None:
+    pred = torch.zeros(1, 4, requires_grad=True)
+    loss = box_iou_loss(pred, torch.full((1, 4), 5.0), torch.ones(1))
+    loss.backward()
+    assert float(loss) == pytest.approx(-math.log(1e-6), rel=1e-5)
+    assert torch.isfinite(pred.grad).all()

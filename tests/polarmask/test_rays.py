@@ -10,9 +10,10 @@ import torch
 
 from polarmask.decode import rays_to_contours
 from polarmask.rays import NO_HIT_PX, cast_rays, ray_directions
-from segzoo.geometry.components import find_runs, largest_parts, outline_segments
+from segzoo.geometry.components import largest_parts
 from segzoo.geometry.polygons import polygons_to_rles
 from segzoo.geometry.rle import RLEMasks
+from segzoo.geometry.runs import find_runs
 
 FIRST = torch.zeros(1, dtype=torch.int64)
 
@@ -157,11 +158,3 @@ def test_cast_rays_without_points_or_masks_is_empty() -> None:
     assert cast_rays(find_runs(torch.zeros(0, 5, 5, dtype=torch.bool)), *none, 36).shape == (0, 36)
     empty_mask = torch.zeros(1, 5, 5, dtype=torch.bool)
     assert (cast_rays(find_runs(empty_mask), torch.tensor([[2.0, 2.0]]), FIRST, 36) == NO_HIT_PX).all()
-
-
-def test_outline_segments_of_one_pixel_are_its_four_sides() -> None:
-    mask = torch.zeros(1, 4, 4, dtype=torch.bool)
-    mask[0, 1, 2] = True
-    segments = outline_segments(find_runs(mask))
-    sides = {tuple(s.tolist() + e.tolist()) for s, e in zip(segments.start_px, segments.end_px, strict=True)}
-    assert sides == {(2, 1, 3, 1), (2, 2, 3, 2), (2, 1, 2, 2), (3, 1, 3, 2)}

@@ -1,10 +1,12 @@
-"""Which ground truth every location is responsible for.
+"""Which ground truth every location is responsible for: a dense rule, and a fast one for sampling around centres.
 
-Shape shorthand: R locations, M ground truths, L levels. All lengths in pixels.
+Shape shorthand: N images, R locations, M ground truths, L levels, Q pairs. All lengths in pixels.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -89,3 +91,98 @@ def assign_locations(
         best_index = torch.where(is_better, index + start, best_index)
         best_area = torch.minimum(area, best_area)
     return best_index
+
+
+def assign_batch(
+    locations: Locations,
+    sizes_of_interest: Sequence[float],
+    gt_boxes: Tensor,
+    num_gts: Sequence[int],
+    *,
+    gt_centers: Tensor | None = None,
+    center_radius: float = 0.0,
+    gt_areas: Tensor | None = None,
+) -> Tensor:
+    """`assign_locations` for all images of a batch.
+
+    A square of half side r strides covers at most 2 r + 1 cells of a row of a level. Where only squares around centres
+    are sampled nothing else is looked at: the cost grows with the ground truths and not with the locations.
+
+    Args:
+        locations: R cells, the same for all images.
+        sizes_of_interest: see `size_ranges`.
+        gt_boxes: (M, 4) xyxy of all images.
+        num_gts: of each of the N images, M in all.
+        gt_centers, center_radius, gt_areas: see `assign_locations`.
+
+    Returns:
+        (N * R,) int64 index of the ground truth among all M, -1 for background.
+    """
+    if gt_centers is None:
+        gt_centers = (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2
+    if gt_areas is None:
+        gt_areas = (gt_boxes[:, 2:] - gt_boxes[:, :2]).prod(dim=1)
+    if center_radius > 0:
+        return _assign_around_centers(
+            locations, sizes_of_interest, gt_boxes, num_gts, gt_centers, center_radius, gt_areas
+        )
+    matched, start = [], 0
+    for count in num_gts:
+        own = slice(start, start + count)
+        owners = assign_locations(locations, sizes_of_interest, gt_boxes[own], gt_areas=gt_areas[own])
+        matched.append(torch.where(owners < 0, -1, owners + start))
+        start += count
+    return torch.cat(matched)
+
+
+def _assign_around_centers(
+    locations: Locations,
+    sizes_of_interest: Sequence[float],
+    gt_boxes: Tensor,
+    num_gts: Sequence[int],
+    gt_centers: Tensor,
+    center_radius: float,
+    gt_areas: Tensor,
+) -> Tensor:
+    none, num_locations = len(gt_boxes), len(locations.points_px)
+    gt, location = _cells_near(locations, gt_centers, center_radius)
+    points = locations.points_px[location]
+    distances = box_distances(points, gt_boxes[gt])
+    reach, limits = distances.amax(dim=1), size_ranges(locations, sizes_of_interest)[location]
+    offset = (points - gt_centers[gt]).abs().amax(dim=1)
+    is_positive = (distances.amin(dim=1) > 0) & (reach >= limits[:, 0]) & (reach <= limits[:, 1])
+    is_positive &= offset < center_radius * locations.strides_px[location]
+    pair = is_positive.nonzero().squeeze(1)
+    gt = gt[pair]
+    image = torch.arange(len(num_gts)).repeat_interleave(torch.tensor(num_gts)).to(gt.device)
+    place = image[gt] * num_locations + location[pair]
+    areas = gt_areas[gt].to(points.dtype)
+    smallest = areas.new_full((len(num_gts) * num_locations,), float("inf")).scatter_reduce_(0, place, areas, "amin")
+    # Of equally small ones the first.
+    first = torch.full((len(smallest),), none, dtype=torch.int64, device=gt.device)
+    first.scatter_reduce_(0, place, torch.where(areas == smallest[place], gt, none), "amin")
+    return torch.where(first == none, -1, first)
+
+
+def _cells_near(locations: Locations, centers: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """(Q,) and (Q,): every ground truth with the cells of each level that may lie within `radius` strides of it."""
+    levels = [(size, start) for size, start in zip(locations.map_sizes, _first_cells(locations)) if min(size) > 0]
+    sizes = torch.tensor([size for size, _ in levels], device=centers.device)
+    starts = torch.tensor([start for _, start in levels], device=centers.device)
+    # One cell more on both sides than rounding errors can need.
+    steps = torch.arange(math.ceil(2 * radius) + 2, device=centers.device)
+    strides = locations.strides_px.index_select(0, starts)
+    corner = (centers[:, None] / strides[:, None] - (0.5 + radius)).floor()
+    # (M, L, 2), then (M, L, steps) each.
+    corner = corner.clamp(min=-len(steps)).minimum(sizes.flip(1)).long()
+    column, row = corner[..., :1] + steps, corner[..., 1:] + steps
+    height, width = sizes[:, :1], sizes[:, 1:]
+    is_inside = ((row >= 0) & (row < height))[..., :, None] & ((column >= 0) & (column < width))[..., None, :]
+    cell = (starts[:, None] + row * width)[..., :, None] + column[..., None, :]
+    pair = is_inside.flatten().nonzero().squeeze(1)
+    return pair // is_inside[0].numel() if len(centers) else pair, cell.flatten().index_select(0, pair)
+
+
+def _first_cells(locations: Locations) -> list[int]:
+    """The index of every level's first cell among all locations."""
+    return list(itertools.accumulate((height * width for height, width in locations.map_sizes), initial=0))[:-1]

@@ -123,7 +123,7 @@ def distances_to_boxes(points_px: Tensor, distances_px: Tensor) -> Tensor:
     return torch.cat((points_px - distances_px[:, :2], points_px + distances_px[:, 2:]), dim=1)
 
 
-def clip_boxes(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+def clip_boxes(boxes: Tensor, image_size: tuple[float, float]) -> Tensor:
     """xyxy boxes clipped to [0, width] x [0, height]."""
     height, width = image_size
     x = boxes[:, 0::2].clamp(0, width)

@@ -13,7 +13,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from segzoo.modeling.fcos.assign import assign_locations, box_distances
+from segzoo.modeling.fcos.assign import assign_batch, box_distances
 from segzoo.modeling.fcos.check import check_fcos
 from segzoo.modeling.fcos.decode import (
     DecodeRule,
@@ -69,6 +69,7 @@ def head_arguments(cfg: CfgNode, backbone: Backbone) -> dict[str, Any]:
         "num_convs": fcos.NUM_CONVS,
         "norm": fcos.NORM,
         "prior_prob": fcos.PRIOR_PROB,
+        "deformable": fcos.DEFORMABLE,
     }
 
 
@@ -159,16 +160,15 @@ class FCOS(nn.Module):
     @torch.no_grad()
     def _targets(self, locations: Locations, gt_instances: list[Instances]) -> tuple[Tensor, Tensor]:
         """(N * R,) classes with K = background, and (N * R, 4) distances (of use at positives only)."""
-        classes, distances = [], []
-        for instances in gt_instances:
-            boxes = instances.gt_boxes.tensor
-            matched = assign_locations(locations, self.sizes_of_interest, boxes, center_radius=self.center_radius)
-            # One row more stands for the background, so that no image needs a branch.
-            padded_classes = torch.cat((instances.gt_classes, instances.gt_classes.new_tensor([self.num_classes])))
-            padded_boxes = torch.cat((boxes, boxes.new_zeros(1, 4)))
-            classes.append(padded_classes[matched])
-            distances.append(box_distances(locations.points_px, padded_boxes[matched]))
-        return torch.cat(classes), torch.cat(distances)
+        boxes = torch.cat([instances.gt_boxes.tensor for instances in gt_instances])
+        gt_classes = torch.cat([instances.gt_classes for instances in gt_instances])
+        counts = [len(instances) for instances in gt_instances]
+        matched = assign_batch(locations, self.sizes_of_interest, boxes, counts, center_radius=self.center_radius)
+        # One row more stands for the background, so that nothing needs a branch.
+        classes = torch.cat((gt_classes, gt_classes.new_tensor([self.num_classes])))[matched]
+        padded_boxes = torch.cat((boxes, boxes.new_zeros(1, 4)))
+        points = locations.points_px.repeat(len(gt_instances), 1)
+        return classes, box_distances(points, padded_boxes[matched])
 
     def inference(
         self,

@@ -18,11 +18,17 @@ class Locations(NamedTuple):
     points_px: (R, 2) x and y of the cells' centres in image pixels, ((j + 0.5) * stride, (i + 0.5) * stride).
     strides_px: (R,) stride of each cell's level.
     levels: (R,) index of each cell's level.
+    map_sizes: (height, width) of every level's map, in cells.
     """
 
     points_px: Tensor
     strides_px: Tensor
     levels: Tensor
+    map_sizes: tuple[tuple[int, int], ...]
+
+    def to(self, device: torch.device | str) -> Locations:
+        """The same cells on a device."""
+        return Locations(self.points_px.to(device), self.strides_px.to(device), self.levels.to(device), self.map_sizes)
 
 
 def compute_locations(
@@ -48,7 +54,8 @@ def compute_locations(
         points.append((torch.stack((x, y), dim=-1).reshape(-1, 2) + 0.5) * stride)
         spacings.append(points[-1].new_full((height * width,), stride))
         levels.append(torch.full((height * width,), level, dtype=torch.int64, device=device))
-    return Locations(torch.cat(points), torch.cat(spacings), torch.cat(levels))
+    sizes = tuple((int(height), int(width)) for height, width in feature_sizes)
+    return Locations(torch.cat(points), torch.cat(spacings), torch.cat(levels), sizes)
 
 
 def map_sizes(maps_per_level: Sequence[Tensor]) -> list[tuple[int, int]]:

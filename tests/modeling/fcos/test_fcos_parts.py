@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from segzoo.modeling.fcos.assign import assign_locations
+from segzoo.modeling.fcos.assign import assign_batch, assign_locations
 from segzoo.modeling.fcos.decode import (
     Candidates,
     clip_boxes,
@@ -38,7 +38,7 @@ def random_boxes(count: int, seed: int) -> torch.Tensor:
 def assign_slowly(locations, boxes: list, centers: list, radius: float) -> list[int]:
     limits = [-1, *SIZES, float("inf")]
     owners = []
-    for (x, y), stride, level in zip(*(column.tolist() for column in locations), strict=True):
+    for (x, y), stride, level in zip(*(column.tolist() for column in locations[:3]), strict=True):
         best, best_area = -1, float("inf")
         for m, (x0, y0, x1, y1) in enumerate(boxes):
             distances = (x - x0, y - y0, x1 - x, y1 - y)
@@ -77,6 +77,35 @@ def test_assign_locations_includes_both_ends_of_a_size_range() -> None:
 def test_assign_locations_without_ground_truth_is_background() -> None:
     locations = compute_locations([(3, 5)], [8], CPU)
     assert assign_locations(locations, [], torch.zeros(0, 4)).tolist() == [-1] * 15
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.5, 1.0, 1.5, 2.3, 40.0])
+def test_assign_batch_equals_assign_locations_image_by_image(radius: float) -> None:
+    generator = torch.Generator().manual_seed(int(radius * 10))
+    locations = compute_locations([(13, 17), (7, 9), (4, 5), (0, 0)], [8, 16, 32, 64], torch.device("cpu"))
+    counts = [6, 0, 25, 1]
+    corners = torch.rand(sum(counts), 2, generator=generator) * 110
+    boxes = torch.cat((corners, corners + torch.rand(sum(counts), 2, generator=generator) * 90 + 1), dim=1)
+    # Whole numbers put centres and sides onto locations; twins make ties.
+    boxes[::2] = boxes[::2].round()
+    boxes[8], boxes[9] = boxes[7], boxes[7]
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2 + torch.rand(sum(counts), 2, generator=generator).round() * 9
+    centers[3], centers[4] = -500.0, 1e6
+    found = assign_batch(locations, [24, 48, 96], boxes, counts, gt_centers=centers, center_radius=radius)
+    expected, start = [], 0
+    for count in counts:
+        own = slice(start, start + count)
+        owners = assign_locations(locations, [24, 48, 96], boxes[own], gt_centers=centers[own], center_radius=radius)
+        expected.append(torch.where(owners < 0, -1, owners + start))
+        start += count
+    assert torch.equal(found, torch.cat(expected))
+    assert len(found.unique()) > 5
+
+
+def test_assign_batch_without_ground_truth_is_background() -> None:
+    locations = compute_locations([(3, 5)], [8], torch.device("cpu"))
+    for radius in (0.0, 1.5):
+        assert assign_batch(locations, [], torch.zeros(0, 4), [0, 0], center_radius=radius).tolist() == [-1] * 30
 
 
 def test_compute_locations_are_cell_centres_in_the_order_of_flatten_levels() -> None:

@@ -1,0 +1,185 @@
+"""Contours, centres and rays as the authors' program computes them: the targets of `TARGETS: official`.
+
+There a contour is what cv2.findContours walks along, the boundary pixels of an 8-connected part, as a polygon through
+the pixels' centres. Its area, its centroid and the set of its points follow from the part's runs alone, in exact
+integers and for all masks at once: between two touching runs of neighbouring rows the polygon covers whole unit squares
+and, at each end where the runs differ, half a one. Only where the authors' result depends on the order of a contour's
+points (see `_is_ambiguous`) the contour itself is walked along, on the CPU.
+
+Coordinates are those of that program: a pixel's centre lies at whole numbers.
+
+Shape shorthand: M masks, T runs, P points, S boundary pixels, n rays.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from polarmask.rays import NO_HIT_PX, point_blocks
+from segzoo.geometry.components import filled_parts
+from segzoo.geometry.outlines import Pixels, boundary_pixels
+from segzoo.geometry.runs import Runs, expand, paint_runs, touching_runs
+
+# A ray without a point at its own degree looks at these neighbours, in this order; angles do not wrap around.
+DEGREE_OFFSETS = (0, 1, -1, 2, -2, 3, -3)
+# Whole degrees 0 .. 360: an angle just below 0 becomes 360 in fp32, where no ray looks.
+NUM_DEGREES = 361
+
+
+class OfficialContours(NamedTuple):
+    """The contour of the largest area of every mask.
+
+    centers_px: (M, 2) x and y of its centroid, truncated to whole pixels; 0 for an empty mask. pixels: its points.
+    """
+
+    centers_px: Tensor
+    pixels: Pixels
+
+
+def official_contours(runs: Runs, num_masks: int) -> OfficialContours:
+    """The contours that the authors' program takes rays to, and their truncated centroids.
+
+    Args:
+        runs: of the masks.
+        num_masks: M.
+    """
+    filled, labels = filled_parts(runs, num_masks)
+    moments = _polygon_moments(filled, labels)
+    root = _largest_part(filled, labels, moments[:, 0], num_masks)
+    # One row more for masks without a run.
+    chosen = torch.cat((moments, moments.new_zeros(1, 3))).index_select(0, root)
+    divisor = 3 * chosen[:, :1]
+    centers = torch.div(chosen[:, 1:], divisor.clamp(min=1), rounding_mode="floor")
+    for mask in _is_ambiguous(filled, labels, moments[:, 0], chosen, divisor).nonzero().squeeze(1).tolist():
+        center, start = _walk(runs.select(runs.mask == mask))
+        centers[mask] = centers.new_tensor(center)
+        root[mask] = labels[_run_of(filled, mask, start)]
+    kept = filled.select(labels == root.index_select(0, filled.mask))
+    return OfficialContours(centers.float(), boundary_pixels(kept))
+
+
+def degree_bin_rays(contours: OfficialContours, points_px: Tensor, point_masks: Tensor, num_rays: int) -> Tensor:
+    """The farthest contour point in the whole degree of every ray, else in a neighbouring one (SPEC of that program).
+
+    Args:
+        contours: of M masks.
+        points_px: (P, 2) x and y.
+        point_masks: (P,) int64 index of each point's mask.
+        num_rays: n, a divisor of 360.
+
+    Returns:
+        (P, n) float32 px; `NO_HIT_PX` where no degree within 3 holds a point, 0 where only the point itself lies.
+    """
+    pixels = contours.pixels
+    first = torch.searchsorted(pixels.mask, point_masks)
+    count = torch.searchsorted(pixels.mask, point_masks, right=True) - first
+    farthest = points_px.new_full((len(points_px), NUM_DEGREES + 2 * len(DEGREE_OFFSETS)), -1.0)
+    for block in point_blocks(count):
+        owner, position = expand(count[block])
+        point = owner + block.start
+        pixel = first.index_select(0, point) + position
+        x, y = (
+            pixels.x_y[:, axis].index_select(0, pixel) - points_px[:, axis].index_select(0, point) for axis in (0, 1)
+        )
+        degrees = torch.atan2(x, y) * 180 / math.pi
+        degrees = torch.where(degrees < 0, degrees + 360, degrees).long()
+        slot = point * farthest.shape[1] + len(DEGREE_OFFSETS) + degrees
+        farthest.view(-1).scatter_reduce_(0, slot, x * x + y * y, "amax")
+    own_degree = torch.arange(num_rays, device=points_px.device) * (360 // num_rays)
+    neighbours = own_degree[:, None] + own_degree.new_tensor(DEGREE_OFFSETS) + len(DEGREE_OFFSETS)
+    squares = farthest.index_select(1, neighbours.flatten()).view(len(farthest), *neighbours.shape)
+    rays = points_px.new_full((len(points_px), num_rays), NO_HIT_PX)
+    for choice in reversed(squares.unbind(dim=2)):
+        rays = torch.where(choice >= 0, choice.sqrt(), rays)
+    return rays
+
+
+def _polygon_moments(runs: Runs, labels: Tensor) -> Tensor:
+    """(T, 3) int64, in the row of a part's label: twice its polygon's area, and six times the integrals of x and of y.
+
+    Exact: squares count 2, 6x + 3, 6y + 3, triangles 1 and the sums of their corners' x and y.
+    """
+    contacts = touching_runs(runs, diagonal=False)
+    upper, lower = runs.select(contacts.upper), runs.select(contacts.lower)
+    left, right = torch.maximum(upper.x0, lower.x0), torch.minimum(upper.x1, lower.x1) - 1
+    num_squares, y = right - left, upper.row
+    moments = torch.stack(
+        (2 * num_squares, 3 * num_squares * (left + right), num_squares * (6 * y + 3)),
+        dim=1,
+    )
+    for end_upper, end_lower, side, sign in (
+        (upper.x0, lower.x0, left, -1),
+        (upper.x1, lower.x1, right, 1),
+    ):
+        # Two corners lie in the row that reaches farther, one of them beyond the other row's end.
+        is_upper = (end_upper - end_lower) * sign > 0
+        triangle = torch.stack((torch.ones_like(y), 3 * side + sign, 3 * y + torch.where(is_upper, 1, 2)), dim=1)
+        moments += torch.where((end_upper != end_lower)[:, None], triangle, 0)
+    return moments.new_zeros(len(labels), 3).index_add_(0, labels.index_select(0, contacts.upper), moments)
+
+
+def _largest_part(runs: Runs, labels: Tensor, areas: Tensor, num_masks: int) -> Tensor:
+    """(M,) label of the part of the largest polygon area (the first one on ties); T for an empty mask."""
+    num_runs = len(labels)
+    own_area = areas.index_select(0, labels)
+    largest = areas.new_full((num_masks,), -1).scatter_reduce_(0, runs.mask, own_area, "amax")
+    is_largest = own_area == largest.index_select(0, runs.mask)
+    root = torch.full_like(largest, num_runs)
+    return root.scatter_reduce_(0, runs.mask, torch.where(is_largest, labels, num_runs), "amin")
+
+
+def _is_ambiguous(runs: Runs, labels: Tensor, areas: Tensor, chosen: Tensor, divisor: Tensor) -> Tensor:
+    """(M,) whether the order of a contour's points decides on a mask's centre.
+
+    That is so when the exact centroid is a whole number, which rounding errors may push below; when the polygon has no
+    area (the authors then take the mean of the points as they are walked along); and when two parts are equally large.
+    """
+    num_masks = len(chosen)
+    is_root = labels == torch.arange(len(labels), device=labels.device)
+    is_rival = is_root & (areas == chosen[runs.mask, 0])
+    rivals = labels.new_zeros(num_masks).index_add_(0, runs.mask, is_rival.long())
+    is_whole = (chosen[:, 1:] % divisor.clamp(min=1) == 0).any(dim=1)
+    return (rivals > 1) | ((rivals > 0) & (is_whole | (chosen[:, 0] == 0)))
+
+
+def _walk(runs: Runs) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The truncated centre of one mask by walking along its contours, and a point of the contour it belongs to."""
+    left, top = int(runs.x0.min()), int(runs.row.min())
+    part = Runs(torch.zeros_like(runs.mask), runs.row - top, runs.x0 - left, runs.x1 - left)
+    size = (1, int(part.row.max()) + 1, int(part.x1.max()))
+    mask = paint_runs(part, size)[0].byte().cpu().numpy()
+    contours, _ = cv2.findContours(mask, cv2.RETR_TREE, cv2.CHAIN_APPROX_NONE)
+    contour = max(contours, key=cv2.contourArea)[:, 0].astype(np.float64) + (left, top)
+    return walked_center(contour), (int(contour[0, 0]), int(contour[0, 1]))
+
+
+def walked_center(contour_px: np.ndarray) -> tuple[int, int]:
+    """The truncated centroid of a polygon, or where it has no area the truncated mean of its points.
+
+    Sums run in double precision along the contour, from its closing edge on, as in the authors' program: where the
+    centroid is a whole number, their rounding errors decide on the pixel.
+
+    Args:
+        contour_px: (S, 2) x and y.
+    """
+    previous = np.roll(contour_px, 1, axis=0)
+    cross = (contour_px[:, 0] * previous[:, 1] - contour_px[:, 1] * previous[:, 0]) / 2
+    # cumsum adds one by one; sum would add in pairs.
+    area = cross.cumsum()[-1]
+    if area == 0:
+        mean = contour_px.mean(axis=0)
+        return int(mean[0]), int(mean[1])
+    weighted = (cross[:, None] * (contour_px + previous) / 3).cumsum(axis=0)[-1] / area
+    return int(weighted[0]), int(weighted[1])
+
+
+def _run_of(runs: Runs, mask: int, x_y: tuple[int, int]) -> Tensor:
+    """Index of the run of a mask that holds a pixel."""
+    x, y = x_y
+    return ((runs.mask == mask) & (runs.row == y) & (runs.x0 <= x) & (x < runs.x1)).nonzero()[0, 0]

@@ -1,0 +1,165 @@
+"""Masks as horizontal runs of pixels: the form that everything on many masks at once starts from.
+
+A mask is cut into its runs once; what follows grows with their number (about the height of the objects), not with the
+pixels.
+
+Shape shorthand: M masks, T runs, H, W.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Pixels of masks that are looked at together; the work on them holds some three bytes a pixel more.
+MAX_PIXELS = 32_000_000
+# Pixels in an int64, and such words in a block.
+WORD = 8
+BLOCK = 16
+
+
+class Runs(NamedTuple):
+    """Horizontal runs of set pixels, ordered by mask, row, column; all (T,) int64.
+
+    A run covers the pixels x0 <= x < x1 of one row of one mask; runs of a row do not touch.
+    """
+
+    mask: Tensor
+    row: Tensor
+    x0: Tensor
+    x1: Tensor
+
+    def select(self, index: Tensor) -> Runs:
+        """The runs of an index or boolean tensor."""
+        if index.dtype == torch.bool:
+            index = index.nonzero().squeeze(1)
+        return Runs(*(column.index_select(0, index) for column in self))
+
+
+def find_runs(masks: Tensor, *, max_pixels: int = MAX_PIXELS) -> Runs:
+    """The horizontal runs of (M, H, W) boolean masks.
+
+    Args:
+        masks: M masks; the only pass over their pixels.
+        max_pixels: pixels looked at together; the result does not depend on it.
+    """
+    step = max(1, max_pixels // max(1, masks.shape[1] * masks.shape[2]))
+    return join_runs([_find_runs(block) for block in masks.split(step)], [step] * -(-len(masks) // step))
+
+
+def _find_runs(masks: Tensor) -> Runs:
+    """Eight pixels at a time, and only in blocks of a row that hold a set pixel.
+
+    A word of eight pixels that differs from itself shifted by one pixel holds the start or the end of a run.
+    """
+    width = masks.shape[2]
+    if masks.numel() == 0:
+        none = torch.zeros(0, dtype=torch.int64, device=masks.device)
+        return Runs(none, none, none, none)
+    num_blocks = -(-width // (WORD * BLOCK))
+    if width % (WORD * BLOCK):
+        masks = torch.nn.functional.pad(masks, (0, num_blocks * WORD * BLOCK - width))
+    blocks = masks.contiguous().view(torch.int64).view(-1, BLOCK)
+    block = blocks.amax(dim=1).nonzero().squeeze(1)
+    words = blocks.index_select(0, block)
+    # Pixels lie in ascending order of their bytes (as on every machine that torch supports): a word's last one on top.
+    last_pixel = words >> (8 * (WORD - 1))
+    follows = torch.zeros_like(block)
+    follows[1:] = (block[1:] == block[:-1] + 1) & (block[1:] % num_blocks != 0)
+    before = last_pixel.flatten().roll(1).view(-1, BLOCK)
+    before[:, 0] *= follows
+    # One word more for a run that ends with its block, where the next block of the row is clear.
+    after = last_pixel[:, -1] * (1 - torch.cat((follows[1:], follows.new_zeros(1))))
+    changes = torch.cat((words ^ ((words << 8) | before), after[:, None]), dim=1).flatten()
+    changed = changes.nonzero().squeeze(1)
+    at, word = changed // (BLOCK + 1), changed % (BLOCK + 1)
+    pixels = changes.index_select(0, changed).view(torch.uint8).nonzero().squeeze(1)
+    change, pixel = pixels // WORD, pixels % WORD
+    block = block.index_select(0, at.index_select(0, change))
+    x = (block % num_blocks * BLOCK + word.index_select(0, change)) * WORD + pixel
+    # Starts and ends alternate, so that two neighbouring changes bound a run.
+    line = block[::2] // num_blocks
+    height = masks.shape[1]
+    return Runs(line // height, line % height, x[::2].contiguous(), x[1::2].contiguous())
+
+
+def join_runs(runs: Sequence[Runs], num_masks: Sequence[int]) -> Runs:
+    """The runs of several sets of masks (at least one) as those of one set.
+
+    Args:
+        runs: one for each set, whose images may differ in size.
+        num_masks: masks in each set.
+    """
+    first = [0, *itertools.accumulate(num_masks)]
+    return Runs(
+        torch.cat([part.mask + start for part, start in zip(runs, first)]),
+        *(torch.cat(columns) for columns in list(zip(*runs, strict=True))[1:]),
+    )
+
+
+def paint_runs(runs: Runs, size: tuple[int, int, int]) -> Tensor:
+    """The (M, H, W) = `size` boolean masks that consist of the given runs."""
+    num_masks, height, width = size
+    steps = torch.zeros((num_masks, height, width + 1), dtype=torch.int8, device=runs.x0.device)
+    steps[runs.mask, runs.row, runs.x0] = 1
+    steps[runs.mask, runs.row, runs.x1] = -1
+    return steps.cumsum(dim=2, dtype=torch.int8)[..., :width] > 0
+
+
+class Contacts(NamedTuple):
+    """Pairs of touching runs of neighbouring rows of a mask, ordered by `upper` and by `lower` at once.
+
+    Runs of a row follow each other without crossing, so that neither index ever falls.
+
+    upper, lower: (Q,) indices of the runs. num_below: (T,) pairs of every run as the upper one.
+    """
+
+    upper: Tensor
+    lower: Tensor
+    num_below: Tensor
+
+
+def touching_runs(runs: Runs, *, diagonal: bool) -> Contacts:
+    """The pairs of touching runs.
+
+    Args:
+        runs: T runs in order.
+        diagonal: whether a common corner is enough.
+    """
+    if len(runs.row) == 0:
+        return Contacts(runs.row, runs.row, runs.row)
+    # Keys that leave a line empty between two masks, so that no run reaches into the next mask.
+    width, height = runs.x1.max() + 2, runs.row.max() + 2
+    line = (runs.mask * height + runs.row) * width
+    starts, ends = line + runs.x0, line + runs.x1
+    # Runs [c, d) of the next row touch [a, b) when c < b and d > a; at a corner also when c == b or d == a.
+    first = torch.searchsorted(ends, starts + width, right=not diagonal)
+    counts = (torch.searchsorted(starts, ends + width, right=diagonal) - first).clamp(min=0)
+    upper, position = expand(counts)
+    return Contacts(upper, first.index_select(0, upper) + position, counts)
+
+
+def expand(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Ragged pairs: every index i repeated counts[i] times, and the position 0 .. counts[i] - 1 of each repetition."""
+    owner = torch.repeat_interleave(counts)
+    first = (counts.cumsum(0) - counts).index_select(0, owner)
+    return owner, torch.arange(len(owner), device=counts.device) - first
+
+
+def toggle(line: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The symmetric difference of integer intervals [start, end) on lines, as maximal intervals in order.
+
+    An interval's ends switch its line on and off; two ends at one place cancel.
+    """
+    span = end.max() + 1 if len(end) else 1
+    keys = torch.cat((line * span + start, line * span + end)).sort().values
+    is_pair = keys[1:] == keys[:-1]
+    is_single = torch.ones_like(keys, dtype=torch.bool)
+    is_single[1:] &= ~is_pair
+    is_single[:-1] &= ~is_pair
+    keys = keys.index_select(0, is_single.nonzero().squeeze(1))
+    return keys[::2] // span, keys[::2] % span, keys[1::2] % span
