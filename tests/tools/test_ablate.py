@@ -1,0 +1,124 @@
+"""tools/ablate.py builds every row, and one that cannot be built stops no other."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import tools.ablate
+from tools.ablate import main
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+POLARMASK = str(REPOSITORY / "projects/PolarMask/ablations.yaml")
+STUDY = """\
+configs: configs
+tables:
+  "7":
+    title: three of a kind
+    columns: [segm/AP]
+    dataset: coco_2017_val
+    config: polarmask_R50.yaml
+    rows:
+      good: {paper: [29.1]}
+      unknown-key: {options: {MODEL.POLARMASK.RAYS: 18}, paper: [26.2]}
+      impossible: {options: {MODEL.POLARMASK.NUM_RAYS: 2}, paper: [1.5]}
+      no-file: {config: polarmask_R51.yaml, paper: [2.5]}
+      other: {options: {MODEL.POLARMASK.NUM_RAYS: 72}, paper: [27.6]}
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> str:
+    (tmp_path / "configs").mkdir()
+    for name in ("Base-FCOS-R50.yaml", "polarmask_R50.yaml"):
+        shutil.copy(REPOSITORY / "configs" / name, tmp_path / "configs")
+    (tmp_path / "study.yaml").write_text(STUDY)
+    return str(tmp_path / "study.yaml")
+
+
+def test_ablate_builds_every_row_of_the_repository(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--dry-run", "--json"]) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out.splitlines()[-1])
+    assert result["failed"] == []
+    rows = {row["row"]: row for row in result["rows"]}
+    assert len(rows) == 43
+    # The paper's table 3: 32.02, 32.09, 34.46 and (with another count of the heads) 44.18 M.
+    counts = [rows[row]["trainable_parameters"] for row in ("3-FCOS", "3-without-box", "3-with-box", "3-Mask-R-CNN")]
+    assert counts[:3] == [32_019_802, 32_093_562, 34_464_131]
+    assert counts[3] == pytest.approx(44.18e6, rel=0.002)
+    assert rows["1a-18"]["options"]["MODEL.POLARMASK.NUM_RAYS"] == 18
+    assert rows["2-X-101"] | {"title": ""} == {
+        "row": "2-X-101",
+        "table": "2",
+        "title": "",
+        "kinds": ["train"],
+        "file": rows["1a-18"]["file"],
+        "config_file": rows["1e-X-101"]["config_file"],
+        "options": {},
+        "model_of": "1e-X-101",
+        "dataset": "coco_2017_test-dev",
+        "device": "",
+        "image_size": [],
+        "note": "",
+        "paper": dict(zip(rows["1e-X-101"]["paper"], [32.9, 55.4, 33.8, 15.5, 35.1, 46.3], strict=True)),
+        "trainable_parameters": rows["1e-X-101"]["trainable_parameters"],
+    }
+    line = next(line for line in captured.out.splitlines() if line.startswith("1b-smooth-l1-0.05 "))
+    assert "34.46 M" in line
+    assert "24.7" in line
+    assert "polarmask_R50.yaml" in line
+    assert "MODEL.POLARMASK.MASK_LOSS_WEIGHT 0.05" in line
+
+
+def test_ablate_rows_that_cannot_be_built_fail_alone(study: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([study, "--dry-run", "--json"]) == 1
+    captured = capsys.readouterr()
+    result = json.loads(captured.out.splitlines()[-1])
+    assert result["failed"] == ["7-unknown-key", "7-impossible", "7-no-file"]
+    assert ["trainable_parameters" in row for row in result["rows"]] == [True, False, False, False, True]
+    assert result["rows"][4]["trainable_parameters"] > result["rows"][0]["trainable_parameters"]
+    for row, part in [("unknown-key", "RAYS"), ("impossible", "NUM_RAYS is 2"), ("no-file", "polarmask_R51.yaml")]:
+        assert any(f"row 7-{row}: " in line and part in line for line in captured.err.splitlines()), row
+    assert captured.out.count("FAILED") == 3
+
+
+def test_ablate_library_errors_fail_their_row_alone(
+    study: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = tools.ablate.count_trainable
+    monkeypatch.setattr(
+        tools.ablate, "count_trainable", lambda cfg: count(cfg) if cfg.MODEL.POLARMASK.NUM_RAYS == 72 else 1 // 0
+    )
+    assert main([study, "--dry-run", "--row", "7-good", "--row", "7-other", "--json"]) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out.splitlines()[-1])["failed"] == ["7-good"]
+    assert "row 7-good: ZeroDivisionError" in captured.err
+
+
+def test_ablate_takes_the_rows_it_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([POLARMASK, "--dry-run", "--row", "5-R-50-DCN-2x", "--row", "1d-without", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert [row["row"] for row in rows] == ["1d-without", "5-R-50-DCN-2x"]
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [(["--row", "1a-19"], "1a-19"), (["absent.yaml"], "absent.yaml"), ([str(REPOSITORY / "Makefile")], "Makefile")],
+    ids=["row", "file", "no yaml"],
+)
+def test_ablate_bad_input_ends_with_code_2(words: list[str], part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words, "--dry-run"]) == 2
+    assert part in capsys.readouterr().err
+    assert main([*words, "--dry-run", "--json"]) == 2
+    captured = capsys.readouterr()
+    assert part in json.loads(captured.out)["error"]
+    assert captured.err.startswith("error: ")
+
+
+def test_ablate_without_dry_run_is_refused() -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([])
