@@ -30,6 +30,16 @@ def crowd_flag(value: Any) -> int:
     return int(bool(value))
 
 
+def written_area(value: Any) -> float | None:
+    """A json's "area", px, or None if it is not given or not a number."""
+    try:
+        area = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    # A NaN differs from itself.
+    return area if area == area else None
+
+
 def polygon_fault(polygon: Any) -> str:
     """Why a polygon [x0, y0, x1, y1, ...] cannot be used, or "" if it can."""
     if not isinstance(polygon, list):

@@ -12,7 +12,13 @@ import numpy as np
 from detectron2.config import CfgNode
 from fvcore.transforms.transform import NoOpTransform, Transform
 
-from segzoo.data.transforms import ColorTransform, FlipTransform, ResizeTransform
+from segzoo.data.transforms import (
+    DEFAULT_RESAMPLING,
+    ColorTransform,
+    FlipTransform,
+    Resampling,
+    ResizeTransform,
+)
 from segzoo.errors import ConfigError
 
 
@@ -30,9 +36,16 @@ class ResizeShortestEdge:
         sizes: lengths to choose from, or (low, high), inclusive, if `sampling` is "range"; px. 0 = no resize.
         max_size: px; 0 = no limit.
         sampling: "choice" or "range".
+        resampling: where new pixels come from.
     """
 
-    def __init__(self, sizes: Sequence[int], max_size: int, sampling: str = "choice") -> None:
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        max_size: int,
+        sampling: str = "choice",
+        resampling: Resampling = DEFAULT_RESAMPLING,
+    ) -> None:
         if sampling not in ("choice", "range"):
             raise ConfigError(f"INPUT.MIN_SIZE_TRAIN_SAMPLING is {sampling!r}", "use 'choice' or 'range'")
         if not sizes or (sampling == "range" and (len(sizes) != 2 or sizes[0] > sizes[1])):
@@ -42,6 +55,7 @@ class ResizeShortestEdge:
         if min(sizes) < 0 or max_size < 0:
             raise ConfigError(f"INPUT.MIN_SIZE {tuple(sizes)}, MAX_SIZE {max_size} must not be negative")
         self.sizes, self.max_size, self.sampling = tuple(sizes), max_size, sampling
+        self.resampling = resampling
 
     def get_transform(self, image: np.ndarray, rng: np.random.Generator) -> Transform:
         """A resize to a drawn shortest edge."""
@@ -50,7 +64,8 @@ class ResizeShortestEdge:
         else:
             shortest_edge = self.sizes[int(rng.integers(len(self.sizes)))]
         height, width = image.shape[:2]
-        return ResizeTransform(height, width, *shortest_edge_size(height, width, shortest_edge, self.max_size))
+        new_height, new_width = shortest_edge_size(height, width, shortest_edge, self.max_size)
+        return ResizeTransform(height, width, new_height, new_width, self.resampling)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) after the resize, for a single configured size."""
@@ -60,12 +75,12 @@ class ResizeShortestEdge:
 class ResizeFixed:
     """Resizes to (height, width) px; the ratio is not kept."""
 
-    def __init__(self, size: tuple[int, int]) -> None:
-        self.size = _checked_size(size)
+    def __init__(self, size: tuple[int, int], resampling: Resampling = DEFAULT_RESAMPLING) -> None:
+        self.size, self.resampling = _checked_size(size), resampling
 
     def get_transform(self, image: np.ndarray, rng: np.random.Generator) -> Transform:
         """The resize; nothing is drawn."""
-        return ResizeTransform(*_size_of(image), *self.size)
+        return ResizeTransform(*_size_of(image), *self.size, self.resampling)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """The fixed (height, width)."""
@@ -79,12 +94,12 @@ class ResizeInside:
     results map back to the original image by the content's size alone.
     """
 
-    def __init__(self, size: tuple[int, int]) -> None:
-        self.size = _checked_size(size)
+    def __init__(self, size: tuple[int, int], resampling: Resampling = DEFAULT_RESAMPLING) -> None:
+        self.size, self.resampling = _checked_size(size), resampling
 
     def get_transform(self, image: np.ndarray, rng: np.random.Generator) -> Transform:
         """The resize; nothing is drawn."""
-        return ResizeTransform(*_size_of(image), *self.output_size(*_size_of(image)))
+        return ResizeTransform(*_size_of(image), *self.output_size(*_size_of(image)), self.resampling)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of the content, without the padding."""
@@ -142,20 +157,33 @@ def build_resize(cfg: CfgNode, is_train: bool) -> ResizeShortestEdge | ResizeFix
     """The resize of cfg.INPUT.RESIZE.
 
     Raises:
-        ConfigError: an unknown mode or impossible sizes.
+        ConfigError: an unknown mode or rule, or impossible sizes.
     """
-    mode = cfg.INPUT.RESIZE
+    mode, resampling = cfg.INPUT.RESIZE, build_resampling(cfg)
     if mode == "fixed":
-        return ResizeFixed(tuple(cfg.INPUT.FIXED_SIZE))
+        return ResizeFixed(tuple(cfg.INPUT.FIXED_SIZE), resampling)
     if mode == "letterbox":
-        return ResizeInside(tuple(cfg.INPUT.FIXED_SIZE))
+        return ResizeInside(tuple(cfg.INPUT.FIXED_SIZE), resampling)
     if mode != "shortest_edge":
         raise ConfigError(f"INPUT.RESIZE is {mode!r}", "use 'shortest_edge', 'fixed' or 'letterbox'")
     if is_train:
         sizes = cfg.INPUT.MIN_SIZE_TRAIN
         sizes = (sizes,) if isinstance(sizes, int) else sizes
-        return ResizeShortestEdge(sizes, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
-    return ResizeShortestEdge((cfg.INPUT.MIN_SIZE_TEST,), cfg.INPUT.MAX_SIZE_TEST)
+        return ResizeShortestEdge(sizes, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING, resampling)
+    return ResizeShortestEdge((cfg.INPUT.MIN_SIZE_TEST,), cfg.INPUT.MAX_SIZE_TEST, resampling=resampling)
+
+
+def build_resampling(cfg: CfgNode) -> Resampling:
+    """Where resized images (cfg.INPUT.RESAMPLING) and masks (cfg.INPUT.RASTERIZE) take their pixels from.
+
+    Raises:
+        ConfigError: an unknown value.
+    """
+    if cfg.INPUT.RESAMPLING not in ("pillow", "opencv"):
+        raise ConfigError(f"INPUT.RESAMPLING is {cfg.INPUT.RESAMPLING!r}", "use 'pillow' or 'opencv'")
+    if cfg.INPUT.RASTERIZE not in ("after", "before"):
+        raise ConfigError(f"INPUT.RASTERIZE is {cfg.INPUT.RASTERIZE!r}", "use 'after' or 'before'")
+    return Resampling(cfg.INPUT.RESAMPLING, "opencv" if cfg.INPUT.RASTERIZE == "before" else "center")
 
 
 def build_augmentations(cfg: CfgNode, is_train: bool) -> list[Augmentation]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from detectron2.structures import BoxMode
 
-from segzoo.data.annotation_checks import Box, box_fault, check_segmentation, crowd_flag
+from segzoo.data.annotation_checks import Box, box_fault, check_segmentation, crowd_flag, written_area
 from segzoo.data.image_io import image_size
 from segzoo.data.tally import Tally, short_list
 from segzoo.errors import DatasetError
@@ -255,9 +255,7 @@ def _read_annotation(entry: dict, annotation_id: int, record: dict, dataset: Coc
     is_crowd = entry.get("iscrowd")
     if is_crowd is None:
         dataset.repaired.add("iscrowd missing, taken as 0", annotation_id)
-    if entry.get("area") is None:
-        dataset.repaired.add("area missing, taken from the mask", annotation_id)
-    return {
+    instance = {
         "id": annotation_id,
         "bbox": _checked_box(entry, annotation_id, box, dataset),
         "bbox_mode": BoxMode.XYXY_ABS,
@@ -265,6 +263,13 @@ def _read_annotation(entry: dict, annotation_id: int, record: dict, dataset: Coc
         "segmentation": segmentation,
         "iscrowd": crowd_flag(is_crowd),
     }
+    area = written_area(entry.get("area"))
+    if area is None:
+        # Left to those who ask for it: nearly every run does without.
+        dataset.repaired.add("area missing, taken from the mask", annotation_id)
+    else:
+        instance["area"] = area
+    return instance
 
 
 def _checked_box(entry: dict, annotation_id: int, mask_box: Box, dataset: CocoDataset) -> list[float]:

@@ -6,53 +6,88 @@ new / old on each axis, and nothing is added or subtracted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from fvcore.transforms.transform import Transform
+from fvcore.transforms.transform import NoOpTransform, Transform
 from PIL import Image
 
 _GREY_WEIGHTS_RGB = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
-class ResizeTransform(Transform):
-    """Resizes from (height, width) to (new_height, new_width), all in pixels.
+@dataclass(frozen=True)
+class Resampling:
+    """Where a resize takes its pixels from.
 
-    The image is resampled bilinearly, averaging when it shrinks (as Pillow and Detectron2 do); a mask takes the pixel
-    that holds the centre of each new pixel, floor((i + .5) * old / new), which is exact in integers.
+    Attributes:
+        image: "pillow", bilinear, averaging when it shrinks, as Detectron2 does; or "opencv", cv2.INTER_LINEAR, the
+            four neighbours of each new pixel's centre, however much it shrinks.
+        mask: "center", the pixel that holds the centre of each new pixel (see `nearest_sources`); or "opencv",
+            cv2.INTER_NEAREST, the one that holds its upper left corner (see `opencv_sources`).
     """
 
-    def __init__(self, height: int, width: int, new_height: int, new_width: int) -> None:
+    image: str = "pillow"
+    mask: str = "center"
+
+
+DEFAULT_RESAMPLING = Resampling()
+
+
+class ResizeTransform(Transform):
+    """Resizes from (height, width) to (new_height, new_width), all in pixels, by the rules of `resampling`."""
+
+    def __init__(
+        self, height: int, width: int, new_height: int, new_width: int, resampling: Resampling = DEFAULT_RESAMPLING
+    ) -> None:
         super().__init__()
         self.height, self.width = height, width
         self.new_height, self.new_width = new_height, new_width
+        self.resampling = resampling
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 to the new size."""
         if (self.height, self.width) == (self.new_height, self.new_width):
             return image
-        pixels = Image.fromarray(np.ascontiguousarray(image))
-        return np.asarray(pixels.resize((self.new_width, self.new_height), Image.Resampling.BILINEAR))
+        pixels = np.ascontiguousarray(image)
+        new_size = (self.new_width, self.new_height)
+        if self.resampling.image == "opencv":
+            return cv2.resize(pixels, new_size, interpolation=cv2.INTER_LINEAR)
+        return np.asarray(Image.fromarray(pixels).resize(new_size, Image.Resampling.BILINEAR))
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         """(n, 2) points (x, y) px, scaled by the sizes' true ratios (not by the ratio that was asked for)."""
         return np.asarray(coords) * np.array([self.new_width / self.width, self.new_height / self.height])
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """(..., H, W) mask or label map to the new size. cv2.INTER_NEAREST would take the pixel's corner instead."""
-        rows = nearest_sources(self.height, self.new_height)
-        columns = nearest_sources(self.width, self.new_width)
+        """(..., H, W) mask or label map to the new size."""
+        rows, columns = self.sources()
         return segmentation[..., rows[:, None], columns[None, :]]
+
+    def sources(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (new_height,) and columns (new_width,) of the old mask that the new one takes."""
+        sources_of = opencv_sources if self.resampling.mask == "opencv" else nearest_sources
+        return sources_of(self.height, self.new_height), sources_of(self.width, self.new_width)
 
     def inverse(self) -> ResizeTransform:
         """Back to the old size."""
-        return ResizeTransform(self.new_height, self.new_width, self.height, self.width)
+        return ResizeTransform(self.new_height, self.new_width, self.height, self.width, self.resampling)
 
 
 def nearest_sources(size: int, new_size: int) -> np.ndarray:
     """(new_size,) index of the old pixel that holds the centre of each new pixel: floor((i + .5) * size / new_size)."""
     return (2 * np.arange(new_size) + 1) * size // (2 * new_size)
+
+
+def opencv_sources(size: int, new_size: int) -> np.ndarray:
+    """(new_size,) index of the old pixel that cv2.INTER_NEAREST takes for each new pixel: floor(i * size / new_size).
+
+    OpenCV multiplies by a rounded reciprocal, which for one pair of sizes in twenty gives one pixel less somewhere
+    than exact arithmetic does; so it is asked itself, by resizing a row of numbers.
+    """
+    numbers = np.arange(size, dtype=np.int32)[None]
+    return cv2.resize(numbers, (new_size, 1), interpolation=cv2.INTER_NEAREST)[0]
 
 
 class FlipTransform(Transform):
@@ -76,6 +111,11 @@ class FlipTransform(Transform):
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         """(..., H, W), mirrored (a view)."""
         return segmentation[..., ::-1] if self.is_horizontal else segmentation[..., ::-1, :]
+
+    def sources(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (height,) and columns (width,) of the old mask that the new one takes."""
+        rows, columns = np.arange(self.height), np.arange(self.width)
+        return (rows, columns[::-1]) if self.is_horizontal else (rows[::-1], columns)
 
     def inverse(self) -> FlipTransform:
         """Its own inverse."""
@@ -129,3 +169,23 @@ class ColorTransform(Transform):
     def inverse(self) -> Transform:
         """The identity: colours that were clipped are gone, and the geometry never changed."""
         return ColorTransform([], self.image_format)
+
+
+def mask_sources(transforms: Iterable[Transform], height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which pixels of a mask are left after transforms that move whole rows and columns, as all of this file do.
+
+    Args:
+        transforms: applied one after another.
+        height, width: size of the mask before them, px.
+
+    Returns:
+        rows (H,) and columns (W,): pixel (i, j) of the transformed mask is pixel (rows[i], columns[j]) of the old one.
+    """
+    rows, columns = np.arange(height), np.arange(width)
+    for transform in transforms:
+        if isinstance(transform, ResizeTransform | FlipTransform):
+            taken_rows, taken_columns = transform.sources()
+            rows, columns = rows[taken_rows], columns[taken_columns]
+        elif not isinstance(transform, ColorTransform | NoOpTransform):
+            raise TypeError(f"{type(transform).__name__} does not say which rows and columns it takes")
+    return rows, columns

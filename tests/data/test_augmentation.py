@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from detectron2.config import CfgNode
+from fvcore.transforms.transform import Transform
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +20,15 @@ from segzoo.data.augmentation import (
     build_resize,
     shortest_edge_size,
 )
-from segzoo.data.transforms import ColorTransform, FlipTransform, ResizeTransform, nearest_sources
+from segzoo.data.transforms import (
+    ColorTransform,
+    FlipTransform,
+    Resampling,
+    ResizeTransform,
+    mask_sources,
+    nearest_sources,
+    opencv_sources,
+)
 from segzoo.errors import ConfigError
 
 SIDES = st.integers(1, 60)
@@ -39,6 +49,70 @@ def test_nearest_sources_takes_the_pixel_under_the_centre(size: int, new_size: i
     ties = [((2 * i + 1) * size) % (2 * new_size) == 0 for i in range(new_size)]
     mirrored = size - 1 - nearest_sources(size, new_size)[::-1]
     assert all(a == b for a, b, tie in zip(mirrored.tolist(), expected, ties) if not tie)
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=st.integers(1, 3000), new_size=st.integers(1, 3000))
+def test_opencv_sources_equal_cv2_resize_of_masks_on_both_axes(size: int, new_size: int) -> None:
+    # Two digits, because a mask is of bytes.
+    for digit in (np.arange(size) % 251, np.arange(size) // 251):
+        row = np.repeat(digit.astype(np.uint8)[None], 3, axis=0)
+        expected = digit[opencv_sources(size, new_size)]
+        wide = cv2.resize(row, (new_size, 5), interpolation=cv2.INTER_NEAREST)
+        high = cv2.resize(np.ascontiguousarray(row.T), (5, new_size), interpolation=cv2.INTER_NEAREST)
+        np.testing.assert_array_equal(wide, np.repeat(expected[None], 5, axis=0))
+        np.testing.assert_array_equal(high, np.repeat(expected[:, None], 5, axis=1))
+
+
+def test_opencv_sources_are_within_a_pixel_of_exact_arithmetic_and_shift_by_half_a_new_one() -> None:
+    exact = np.arange(849) * 705 // 849
+    assert 0 < np.count_nonzero(opencv_sources(705, 849) != exact) < 10
+    assert np.abs(opencv_sources(705, 849) - exact).max() == 1
+    shift = nearest_sources(1000, 300) - opencv_sources(1000, 300)
+    assert abs(shift.mean() - 0.5 * 1000 / 300) < 0.5
+
+
+def test_mask_sources_equal_the_transforms_one_after_another() -> None:
+    mask = np.random.default_rng(0).random((13, 17)) < 0.5
+    for rule in ("center", "opencv"):
+        transforms = [ResizeTransform(13, 17, 21, 9, Resampling(mask=rule)), FlipTransform(21, 9)]
+        transforms += [FlipTransform(21, 9, is_horizontal=False), ColorTransform([], "BGR")]
+        transforms += [ResizeTransform(21, 9, 8, 30, Resampling(mask=rule))]
+        expected = mask
+        for transform in transforms:
+            expected = transform.apply_segmentation(expected)
+        rows, columns = mask_sources(transforms, 13, 17)
+        np.testing.assert_array_equal(mask[rows[:, None], columns], expected)
+
+
+def test_mask_sources_unknown_transform_is_refused() -> None:
+    class Shear(Transform):
+        pass
+
+    with pytest.raises(TypeError, match="Shear"):
+        mask_sources([Shear()], 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("size", "new_size"),
+    [((47, 61), (53, 90)), ((61, 47), (30, 23)), ((3, 100), (7, 11)), ((1, 1), (4, 5)), ((9, 1), (1, 9))],
+)
+def test_resize_image_opencv_equals_cv2_bilinear(size: tuple[int, int], new_size: tuple[int, int]) -> None:
+    # Read as BGR an image is a view with its channels backwards.
+    image = random_image(*size)[..., ::-1]
+    resized = ResizeTransform(*size, *new_size, Resampling(image="opencv")).apply_image(image)
+    expected = cv2.resize(image.copy(), new_size[::-1], interpolation=cv2.INTER_LINEAR)
+    assert resized.shape == (*new_size, 3)
+    np.testing.assert_array_equal(resized, expected)
+
+
+def test_resize_image_opencv_does_not_average_when_it_shrinks() -> None:
+    image = np.zeros((64, 64, 3), dtype=np.uint8)
+    image[::8, ::8] = 255
+    pillow, opencv = (ResizeTransform(64, 64, 8, 8, Resampling(image=name)) for name in ("pillow", "opencv"))
+    assert pillow.apply_image(image).max() > 0
+    # The four pixels around the centre of each 8 x 8 block are black.
+    assert opencv.apply_image(image).max() == 0
 
 
 def test_resize_mask_doubling_repeats_every_pixel() -> None:
@@ -188,10 +262,34 @@ def test_build_augmentations_follow_the_config(cfg: CfgNode) -> None:
         assert isinstance(build_resize(cfg, is_train=False), kind)
 
 
+@pytest.mark.parametrize("is_train", [True, False])
+@pytest.mark.parametrize("mode", ["shortest_edge", "fixed", "letterbox"])
+def test_build_resize_resampling_holds_for_every_mode(mode: str, is_train: bool, cfg: CfgNode) -> None:
+    cfg.INPUT.RESIZE, cfg.INPUT.FIXED_SIZE = mode, (20, 33)
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (21,), 21
+    image, rng = random_image(51, 76), np.random.default_rng(0)
+    plain = build_resize(cfg, is_train).get_transform(image, rng)
+    cfg.INPUT.RESAMPLING, cfg.INPUT.RASTERIZE = "opencv", "before"
+    official = build_resize(cfg, is_train).get_transform(image, rng)
+    assert isinstance(plain, ResizeTransform)
+    assert isinstance(official, ResizeTransform)
+    assert plain.resampling == Resampling("pillow", "center")
+    assert official.resampling == official.inverse().resampling == Resampling("opencv", "opencv")
+    size = (official.new_width, official.new_height)
+    assert size == (plain.new_width, plain.new_height)
+    expected = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_array_equal(official.apply_image(image), expected)
+    assert not np.array_equal(plain.apply_image(image), expected)
+    points = np.array([[75.5, 50.5], [3.0, 4.0]])
+    np.testing.assert_array_equal(official.apply_coords(points), plain.apply_coords(points))
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("INPUT.RESIZE", "stretch"),
+        ("INPUT.RESAMPLING", "cubic"),
+        ("INPUT.RASTERIZE", "never"),
         ("INPUT.RANDOM_FLIP", "diagonal"),
         ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "any"),
         ("INPUT.MIN_SIZE_TRAIN", ()),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from segzoo.data.annotation_checks import written_area
 from segzoo.data.coco_json import CocoDataset, lossless_int, read_coco_json
 from segzoo.errors import DatasetError
 from segzoo.geometry.polygons import segmentation_to_rle
@@ -306,6 +307,22 @@ def test_case_28_missing_fields_are_derived_and_counted(folder: Any) -> None:
     (annotation,) = dataset.dicts[0]["annotations"]
     assert (annotation["iscrowd"], annotation["id"]) == (0, 1)
     assert dataset.repaired.total() == 4
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"), [(7.25, 7.25), (16, 16.0), ("12.5", 12.5), (0, 0.0), (None, None), ("large", None)]
+)
+def test_case_28_area_is_kept_as_written_or_left_to_the_mask(written: Any, expected: Any, folder: Any) -> None:
+    folder.add_image()
+    folder.add_annotation(area=written)
+    dataset = read(folder)
+    assert dataset.dicts[0]["annotations"][0].get("area") == expected
+    assert dataset.repaired.count("area missing, taken from the mask") == int(expected is None)
+
+
+@pytest.mark.parametrize("value", [float("nan"), [3], 10**400])
+def test_written_area_that_is_no_number_is_none(value: Any) -> None:
+    assert written_area(value) is None
 
 
 @pytest.mark.parametrize(("written", "expected"), [(True, 1), (False, 0), ("1", 1), ("0", 0), (1.0, 1), (None, 0)])

@@ -1,103 +1,29 @@
-"""The mapper: masks are pycocotools' bit for bit; an instance is kept or lost as a whole (cases 10, 15, 16, 20-31)."""
+"""The mapper: what a sample holds; an instance is kept or lost as a whole (cases 10, 15, 16, 20-31)."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
-from fvcore.transforms.transform import TransformList
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from segzoo.data.mapper import LOST_INSTANCES, SURPLUS_INSTANCES, DatasetMapper, draw_instances
+from projects import get_cfg
+from segzoo.config import merge_config
+from segzoo.data.mapper import LOST_INSTANCES, SURPLUS_INSTANCES, DatasetMapper
 from segzoo.data.registration import load_dataset
-from segzoo.data.transforms import FlipTransform, ResizeTransform
+from segzoo.data.small_objects import FEW_PIXELS, SMALL_AREA, SMALL_SIDES
 from segzoo.errors import ConfigError, DatasetError
 from segzoo.geometry.masks import mask_boxes
 
 
 def map_one(folder: Any, cfg: CfgNode, is_train: bool = True, seed: int = 0, index: int = 0) -> dict[str, Any]:
     return DatasetMapper(cfg, is_train)(load_dataset(folder.register())[index], np.random.default_rng(seed))
-
-
-def record_of(height: int, width: int) -> dict[str, Any]:
-    return {"file_name": "none.png", "image_id": 1, "height": height, "width": width}
-
-
-def draw(segmentations: list[Any], height: int, width: int, *transforms: Any) -> tuple[Any, int]:
-    size = (height, width)
-    for transform in transforms:
-        size = transform.apply_segmentation(np.zeros(size, dtype=np.uint8)).shape
-    annotations = [{"id": k, "segmentation": s, "category_id": k} for k, s in enumerate(segmentations)]
-    return draw_instances(annotations, TransformList(list(transforms)), record_of(height, width), size)
-
-
-@st.composite
-def polygons(draw_value: Any) -> tuple[int, int, list[list[float]]]:
-    height, width = draw_value(st.integers(1, 40)), draw_value(st.integers(1, 40))
-    coordinate = st.floats(-0.5, 60.0, allow_nan=False).map(lambda value: round(value, 2))
-    part = st.lists(coordinate, min_size=6, max_size=16).map(lambda values: values[: len(values) // 2 * 2])
-    return height, width, draw_value(st.lists(part, min_size=1, max_size=3))
-
-
-def oracle(parts: list[list[float]], height: int, width: int) -> np.ndarray:
-    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(parts, height, width))).astype(bool)
-
-
-@settings(max_examples=150, deadline=None)
-@given(case=polygons())
-def test_case_22_draw_instances_polygons_equal_pycocotools_bit_for_bit(case: tuple[int, int, list]) -> None:
-    height, width, parts = case
-    expected = oracle(parts, height, width)
-    instances, num_lost = draw([parts], height, width)
-    assert num_lost == int(not expected.any())
-    np.testing.assert_array_equal(instances.gt_masks.tensor.numpy(), expected[None][: int(expected.any())])
-    assert torch.equal(instances.gt_boxes.tensor, mask_boxes(instances.gt_masks.tensor))
-
-
-@settings(max_examples=60, deadline=None)
-@given(case=polygons(), new_size=st.tuples(st.integers(1, 60), st.integers(1, 60)), is_flipped=st.booleans())
-def test_case_22_draw_instances_transformed_polygons_are_drawn_at_the_final_size(
-    case: tuple[int, int, list], new_size: tuple[int, int], is_flipped: bool
-) -> None:
-    height, width, parts = case
-    new_height, new_width = new_size
-    moved = []
-    for part in parts:
-        points = np.array(part).reshape(-1, 2) * [new_width / width, new_height / height]
-        if is_flipped:
-            points[:, 0] = new_width - points[:, 0]
-        moved.append(points.reshape(-1).tolist())
-    expected = oracle(moved, new_height, new_width)
-    transforms = [ResizeTransform(height, width, new_height, new_width)]
-    transforms += [FlipTransform(new_height, new_width)] if is_flipped else []
-    instances, _ = draw([parts], height, width, *transforms)
-    np.testing.assert_array_equal(instances.gt_masks.tensor.numpy(), expected[None][: int(expected.any())])
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    height=st.integers(1, 20), width=st.integers(1, 20), seed=st.integers(0, 99), density=st.sampled_from([0.1, 0.9])
-)
-def test_case_22_draw_instances_rle_is_transformed_pixel_by_pixel(
-    height: int, width: int, seed: int, density: float
-) -> None:
-    mask = np.random.default_rng(seed).random((height, width)) < density
-    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-    resize, flip = ResizeTransform(height, width, 17, 9), FlipTransform(17, 9)
-    for transforms, expected in (
-        ([], mask),
-        ([resize, flip], flip.apply_segmentation(resize.apply_segmentation(mask))),
-    ):
-        instances, _ = draw([rle], height, width, *transforms)
-        kept = expected[None][: int(expected.any())]
-        np.testing.assert_array_equal(instances.gt_masks.tensor.numpy(), kept)
-        assert torch.equal(instances.gt_boxes.tensor, mask_boxes(torch.from_numpy(kept.copy())))
 
 
 def test_case_24_lost_instances_leave_every_list_together(folder: Any, cfg: CfgNode) -> None:
@@ -250,6 +176,120 @@ def test_case_10_size_that_differs_is_refused_while_loading(is_train: bool, fold
         map_one(folder, cfg, is_train)
 
 
-def test_draw_instances_bad_segmentation_of_foreign_code_names_file_and_ids() -> None:
-    with pytest.raises(DatasetError, match=r"none\.png: image id 1: annotation id 0: a polygon with 2 points"):
-        draw([[[1.0, 1.0, 2.0, 2.0]]], 10, 10)
+def add_objects(folder: Any, width: int, height: int) -> list[np.ndarray]:
+    """A polygon in two parts, an RLE and a crowd; returns the masks (H, W) bool of the first two."""
+    folder.add_image(width, height)
+    parts = [[3.2, 4.7, 30.1, 2.0, 25.6, 28.3], [40.0, 10.5, 55.5, 12.0, 50.2, 33.3, 41.0, 30.0]]
+    blob = np.zeros((height, width), dtype=np.uint8)
+    cv2.ellipse(blob, (width // 2, height // 2), (17, 9), 30, 0, 360, 1, -1)
+    rle = coco_mask.encode(np.asfortranarray(blob))
+    rle["counts"] = rle["counts"].decode()
+    folder.add_annotation(segmentation=parts, bbox=None, area=700.0)
+    folder.add_annotation(segmentation=rle, bbox=None, area=480.0, category_id=2)
+    folder.add_annotation(segmentation=rle, bbox=None, iscrowd=1)
+    drawn = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(parts, height, width)))
+    return [drawn.astype(bool), blob.astype(bool)]
+
+
+def test_mapper_default_keys_give_pillow_images_and_masks_drawn_at_the_final_size(folder: Any, cfg: CfgNode) -> None:
+    _, blob = add_objects(folder, 61, 47)
+    cfg.INPUT.RESIZE, cfg.INPUT.FIXED_SIZE = "fixed", (53, 90)
+    sample = map_one(folder, cfg)
+    shown = Image.open(folder.root / "1.png").resize((90, 53), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(sample["image"].numpy(), np.asarray(shown).transpose(2, 0, 1)[::-1])
+    scale = np.array([90 / 61, 53 / 47])
+    parts = [np.array(part).reshape(-1, 2) * scale for part in folder.content["annotations"][0]["segmentation"]]
+    rles = coco_mask.frPyObjects([part.reshape(-1) for part in parts], 53, 90)
+    rows, columns = ((np.arange(new) + 0.5) * old / new for old, new in ((47, 53), (61, 90)))
+    centres = blob[rows.astype(int)[:, None], columns.astype(int)]
+    expected = np.stack([coco_mask.decode(coco_mask.merge(rles)).astype(bool), centres])
+    np.testing.assert_array_equal(sample["instances"].gt_masks.tensor.numpy(), expected)
+    assert sample["instances"].gt_classes.tolist() == [0, 1]
+    assert sample["counts"] == {}
+
+
+@pytest.mark.parametrize("size", [(640, 427), (97, 1311)])
+def test_mapper_official_preset_gives_what_the_authors_steps_give(size: tuple[int, int], folder: Any) -> None:
+    width, height = size
+    config_file = Path(__file__).parents[2] / "configs" / "polarmask_R50_official.yaml"
+    cfg = merge_config(get_cfg(), str(config_file))
+    masks = add_objects(folder, width, height)
+    pixels = np.asarray(Image.open(folder.root / "1.png"))[..., ::-1].copy()
+    image = cv2.resize(pixels, (1280, 768), interpolation=cv2.INTER_LINEAR).transpose(2, 0, 1)
+    expected = np.stack(
+        [cv2.resize(mask.astype(np.uint8), (1280, 768), interpolation=cv2.INTER_NEAREST) for mask in masks]
+    ).astype(bool)
+    seen = set()
+    for seed in range(6):
+        sample = map_one(folder, cfg, seed=seed)
+        assert sample["image"].shape == (3, 768, 1280)
+        is_flipped = not np.array_equal(sample["image"].numpy(), image)
+        step = -1 if is_flipped else 1
+        np.testing.assert_array_equal(sample["image"].numpy(), image[..., ::step])
+        instances = sample["instances"]
+        np.testing.assert_array_equal(instances.gt_masks.tensor.numpy(), expected[..., ::step])
+        assert torch.equal(instances.gt_boxes.tensor, mask_boxes(instances.gt_masks.tensor))
+        seen.add(is_flipped)
+    assert seen == {True, False}
+
+
+def test_mapper_small_objects_are_dropped_by_reason_before_the_random_choice(folder: Any, cfg: CfgNode) -> None:
+    folder.add_image(60, 60)
+    for k, (side, area) in enumerate([(30, 900.0), (20, 15.0), (9, 81.0), (20, 400.0), (12, 144.0)]):
+        x, y = 2.0 * k, 3.0 * k
+        square = [x, y, x + side, y, x + side, y + side, x, y + side]
+        folder.add_annotation(segmentation=[square], bbox=[x, y, side, side], area=area, category_id=1 + k % 2)
+    sliver = [0.0, 50.0, 14.0, 50.0, 14.0, 51.0, 0.0, 51.0]
+    folder.add_annotation(segmentation=[sliver], bbox=[0, 50, 14, 1], area=16.0)
+    assert len(map_one(folder, cfg)["instances"]) == 6
+    cfg.INPUT.DROP_SMALL.AREA, cfg.INPUT.DROP_SMALL.SIDES, cfg.INPUT.DROP_SMALL.PIXELS = 15.0, 10.0, 15
+    sample = map_one(folder, cfg)
+    # The sizes that count are those before the resize.
+    assert [int(box[2] - box[0]) for box in sample["instances"].gt_boxes.tensor] == [30, 20, 12]
+    assert sample["instances"].gt_classes.tolist() == [0, 1, 0]
+    assert sample["counts"] == {SMALL_AREA: 1, SMALL_SIDES: 1, FEW_PIXELS: 1}
+    cfg.INPUT.MAX_INSTANCES = 2
+    sample = map_one(folder, cfg)
+    assert sample["counts"] == {SMALL_AREA: 1, SMALL_SIDES: 1, FEW_PIXELS: 1, SURPLUS_INSTANCES: 1}
+    assert {int(box[2] - box[0]) for box in sample["instances"].gt_boxes.tensor} < {30, 20, 12}
+
+
+def test_mapper_small_objects_only_is_a_sample_without_objects(folder: Any, cfg: CfgNode) -> None:
+    folder.add_image(40, 30)
+    folder.add_annotation()
+    cfg.INPUT.DROP_SMALL.AREA, cfg.INPUT.RASTERIZE = 100.0, "before"
+    sample = map_one(folder, cfg)
+    assert sample["instances"].gt_masks.tensor.shape == (0, 30, 40)
+    assert sample["counts"] == {SMALL_AREA: 1}
+
+
+def test_mapper_test_sample_is_the_same_but_for_the_image_whatever_is_dropped(folder: Any, cfg: CfgNode) -> None:
+    folder.add_image(40, 30)
+    folder.add_annotation(segmentation=[[1.0, 1.0]])
+    cfg.INPUT.RASTERIZE, cfg.INPUT.DROP_SMALL.PIXELS, cfg.INPUT.MIN_SIZE_TEST = "before", 15, 45
+    plain = map_one(folder, cfg, is_train=False)
+    cfg.INPUT.RESAMPLING = "opencv"
+    sample = map_one(folder, cfg, is_train=False)
+    assert set(plain) == set(sample) == {"file_name", "image_id", "height", "width", "image"}
+    assert plain["image"].shape == sample["image"].shape == (3, 45, 60)
+    assert not torch.equal(plain["image"], sample["image"])
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("RESAMPLING", "bicubic", "'pillow' or 'opencv'"),
+        ("RASTERIZE", "during", "'after' or 'before'"),
+        ("DROP_SMALL.AREA", -1.0, "0 .* or a positive number"),
+        ("DROP_SMALL.SIDES", -0.5, "0 .* or a positive number"),
+        ("DROP_SMALL.PIXELS", -3, "0 .* or a positive number"),
+        ("DROP_SMALL.AREA", float("nan"), "0 .* or a positive number"),
+    ],
+)
+def test_case_45_mapper_impossible_value_names_key_value_and_choices(
+    key: str, value: Any, allowed: str, is_train: bool, cfg: CfgNode
+) -> None:
+    cfg.merge_from_list([f"INPUT.{key}", value])
+    with pytest.raises(ConfigError, match=rf"(?s)INPUT\.{key} is .?{value}.*{allowed}"):
+        DatasetMapper(cfg, is_train)

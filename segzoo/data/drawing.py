@@ -1,0 +1,144 @@
+"""From annotations to the masks, boxes and classes of the augmented image.
+
+Shape shorthand:
+    M: instances, H, W: size of the augmented image in pixels; h, w: of a mask's box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from detectron2.structures import BitMasks, Boxes, Instances
+from fvcore.transforms.transform import TransformList
+from pycocotools import mask as coco_mask
+
+from segzoo.data.transforms import mask_sources
+from segzoo.errors import DatasetError
+from segzoo.geometry.polygons import segmentation_to_rle
+from segzoo.geometry.rle import run_lengths
+
+
+class Patch(NamedTuple):
+    """A mask without its surroundings: `pixels` (h, w) bool, the first of them in column `left`, row `top`."""
+
+    left: int
+    top: int
+    pixels: np.ndarray
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """xyxy px, ending one past the last pixel."""
+        height, width = self.pixels.shape
+        return self.left, self.top, self.left + width, self.top + height
+
+
+_NOTHING = Patch(0, 0, np.zeros((0, 0), dtype=bool))
+
+
+def draw_instances(
+    annotations: list[dict], transforms: TransformList, dataset_dict: dict[str, Any], image_size: tuple[int, int]
+) -> tuple[Instances, int]:
+    """Draws annotations into the augmented image.
+
+    Polygons are transformed as polygons and drawn once, at the final size, exactly as pycocotools draws them; run
+    lengths are transformed pixel by pixel, by the resize's own rule.
+
+    Args:
+        annotations: M of them, with "segmentation" and "category_id".
+        transforms: from the original to the augmented image.
+        dataset_dict: for "height" and "width" of the original image, and the names in errors.
+        image_size: (H, W) of the augmented image.
+
+    Returns:
+        Instances with gt_boxes (M', 4), gt_classes (M',) int64 and gt_masks (M', H, W) bool, without those that have
+        no pixel left; the number of these.
+
+    Raises:
+        DatasetError: a segmentation is malformed; names the file, the image and the annotation.
+    """
+    sources = mask_sources(transforms.transforms, dataset_dict["height"], dataset_dict["width"])
+    masks = np.zeros((len(annotations), *image_size), dtype=bool)
+    boxes: list[tuple[int, int, int, int]] = []
+    classes = []
+    for annotation in annotations:
+        if isinstance(annotation["segmentation"], dict):
+            patch = _resampled_patch(original_rle(annotation, dataset_dict), *sources)
+        else:
+            with _naming(annotation, dataset_dict):
+                patch = _patch_of(_moved_rle(annotation["segmentation"], transforms, image_size))
+        if not patch.pixels.size:
+            continue
+        left, top, right, bottom = patch.box
+        masks[len(boxes), top:bottom, left:right] = patch.pixels
+        boxes.append(patch.box)
+        classes.append(annotation["category_id"])
+    instances = Instances(image_size)
+    instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+    instances.gt_masks = BitMasks(torch.from_numpy(masks[: len(boxes)]))
+    return instances, len(annotations) - len(boxes)
+
+
+def original_rle(annotation: dict[str, Any], dataset_dict: dict[str, Any]) -> dict:
+    """The mask of an annotation at the size of the original image as compressed RLE, by pycocotools' rule.
+
+    Raises:
+        DatasetError: its segmentation is malformed; names the file, the image and the annotation.
+    """
+    with _naming(annotation, dataset_dict):
+        return segmentation_to_rle(annotation["segmentation"], dataset_dict["height"], dataset_dict["width"])
+
+
+@contextmanager
+def _naming(annotation: dict[str, Any], dataset_dict: dict[str, Any]) -> Iterator[None]:
+    try:
+        yield
+    except DatasetError as error:
+        where = f"{dataset_dict['file_name']}: image id {dataset_dict['image_id']}"
+        what = f"{where}: annotation id {annotation.get('id')}: {error.message}"
+        raise DatasetError(what, error.remedy) from error
+
+
+def _moved_rle(polygons: list, transforms: TransformList, image_size: tuple[int, int]) -> dict:
+    lengths = [len(polygon) for polygon in polygons]
+    points = np.concatenate([np.asarray(polygon, dtype=np.float64) for polygon in polygons]).reshape(-1, 2)
+    flat = transforms.apply_coords(points).reshape(-1)
+    return segmentation_to_rle(np.split(flat, np.cumsum(lengths)[:-1]), *image_size)
+
+
+def _patch_of(rle: dict) -> Patch:
+    if not coco_mask.area(rle):
+        # pycocotools gives an empty mask some box or other.
+        return _NOTHING
+    left, top, width, height = coco_mask.toBbox(rle).astype(int).tolist()
+    return Patch(left, top, _decode_columns(rle, left, left + width)[top : top + height])
+
+
+def _decode_columns(rle: dict, x_min: int, x_end: int) -> np.ndarray:
+    """(H, x_end - x_min) bool: some columns of an RLE. Decoding whole masks would be the dearest step of a sample."""
+    height = rle["size"][0]
+    lengths = run_lengths(rle)
+    ends = np.clip(np.cumsum(lengths), x_min * height, x_end * height)
+    is_object = np.arange(len(lengths)) % 2 == 1
+    return np.repeat(is_object, np.diff(ends, prepend=x_min * height)).reshape(-1, height).T
+
+
+def _resampled_patch(rle: dict, rows: np.ndarray, columns: np.ndarray) -> Patch:
+    """The patch of the mask whose pixel (i, j) is pixel (rows[i], columns[j]) of an RLE (see mask_sources)."""
+    old = _patch_of(rle)
+    left, top, right, bottom = old.box
+    # Both are runs of neighbours, because rows and columns never turn back.
+    new_rows = np.flatnonzero((rows >= top) & (rows < bottom))
+    new_columns = np.flatnonzero((columns >= left) & (columns < right))
+    # Columns first: they are contiguous in what _decode_columns gives.
+    pixels = old.pixels.T[columns[new_columns] - left][:, rows[new_rows] - top].T
+    if not pixels.any():
+        return _NOTHING
+    # A resize that shrinks may have passed over the outermost pixels.
+    has_row, has_column = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
+    pixels = pixels[has_row[0] : has_row[-1] + 1, has_column[0] : has_column[-1] + 1]
+    return Patch(int(new_columns[has_column[0]]), int(new_rows[has_row[0]]), pixels)
