@@ -165,7 +165,7 @@ def read_checkpoint(path: str, mmap: bool = False) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {path!r} does not exist", "check MODEL.WEIGHTS") from error
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")[0]
-        if zipfile.is_zipfile(path) or "Unsupported" in str(error):
+        if zipfile.is_zipfile(path) or "Unsupported global" in str(error):
             raise CheckpointError(
                 f"{path}: refused, it holds more than tensors and plain values, which could run code: {reason}",
                 "save only its state dict (tensors) with the program that wrote it",

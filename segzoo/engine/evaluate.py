@@ -15,8 +15,8 @@ from segzoo.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-# Where training starts from, in the configs of the papers: a backbone alone.
-IMAGENET_WEIGHTS = "ImageNetPretrained"
+# Where training starts from, in the configs of the papers: a backbone alone, from Detectron2's zoo or torchvision's.
+IMAGENET_WEIGHTS = ("ImageNetPretrained", "download.pytorch.org/models")
 # Below OUTPUT_DIR, of the evaluations during training.
 INFERENCE_FOLDER = "inference"
 
@@ -31,7 +31,7 @@ def trained_weights(weights: str, run_folder: str = "") -> str:
     Raises:
         ConfigError: neither; the model would find nothing, and its AP of 0 would look like a result.
     """
-    if weights and IMAGENET_WEIGHTS not in weights:
+    if weights and not any(place in weights for place in IMAGENET_WEIGHTS):
         return weights
     for name in (BEST_NAME, FINAL_NAME):
         path = os.path.join(run_folder, name)

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances
+from pycocotools import mask as coco_mask
 
-from polarmask.decode import truncated_rles
+from polarmask.decode import ContourRule, contour_rles, rays_to_contours, truncated_rles
 from polarmask.official import degree_bin_rays, official_contours, walked_center
-from polarmask.rays import NO_HIT_PX
+from polarmask.rays import NO_HIT_PX, cast_rays
 from polarmask.targets import TargetRule, polar_targets
+from segzoo.geometry.components import largest_parts
 from segzoo.geometry.masks import mask_boxes
 from segzoo.geometry.rle import encode_masks
 from segzoo.geometry.runs import find_runs
@@ -138,6 +140,34 @@ def test_official_targets_of_a_first_object_centred_in_column_0_have_no_positive
     found = polar_targets(locations, [instances_of(masks.flip(0)), instances_of(masks[:0])], 5, rule)
     assert len(found.positives) >= 6
     assert len(polar_targets(locations, [instances_of(masks)], 5, rule._replace(is_official=False)).positives) >= 6
+
+
+def blob(radius: float, rng: np.random.Generator, size: int = 48) -> np.ndarray:
+    """r = R (1 + 0.3 (0.6 sin 2t + 0.4 sin 3t + 0.3 sin 5t)) with random phases and centre."""
+    center = size / 2 + rng.uniform(-0.5, 0.5, 2)
+    y, x = np.mgrid[:size, :size] + 0.5
+    angle, phases = np.arctan2(y - center[1], x - center[0]), rng.uniform(0, 2 * np.pi, 3)
+    waves = sum(w * np.sin(f * angle + p) for w, f, p in zip((0.6, 0.4, 0.3), (2, 3, 5), phases, strict=True))
+    return np.hypot(x - center[0], y - center[1]) < radius * (1 + 0.3 * waves)
+
+
+def mean_iou(masks: torch.Tensor, centers: torch.Tensor, rays: torch.Tensor, rule: ContourRule) -> float:
+    rles = contour_rles(rays_to_contours(centers, rays), tuple(masks.shape[1:]), rule)
+    pairs = zip(encode_masks(masks), rles, strict=True)
+    return float(np.mean([coco_mask.iou([theirs], [ours], [0])[0, 0] for theirs, ours in pairs]))
+
+
+def test_exact_rays_beat_degree_bins_by_ten_points_of_iou_on_small_blobs() -> None:
+    rng = np.random.default_rng(0)
+    masks = torch.from_numpy(np.stack([blob(8, rng) for _ in range(100)]))
+    runs, owners = find_runs(masks), torch.arange(100)
+    contours, largest = official_contours(runs, 100), largest_parts(runs, 100)
+    bins = degree_bin_rays(contours, contours.centers_px, owners, 36)
+    official = mean_iou(masks, contours.centers_px, bins, ContourRule(is_truncated=True))
+    rays = cast_rays(largest.runs, largest.centers_px, owners, 36)
+    exact = mean_iou(masks, largest.centers_px, rays, ContourRule())
+    assert exact >= 0.97
+    assert exact - official >= 0.10
 
 
 def test_truncated_rles_equal_cv2_on_the_whole_image() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -17,8 +18,10 @@ from polarmask.polarmask import PolarMask
 from polarmask.targets import PolarTargets, TargetRule, polar_targets
 from projects import get_cfg
 from segzoo.config import merge_config
+from segzoo.engine.weights import load_weights
 from segzoo.geometry.runs import find_runs
 from segzoo.modeling.fcos.locations import compute_locations, map_sizes
+from tools import convert_weights
 
 STRIDES, NUM_CLASSES = [8, 16, 32, 64, 128], 80
 RULE = TargetRule(36, [64, 128, 256, 512], 1.5, is_official=True, is_inclusive=True)
@@ -103,3 +106,25 @@ def test_detections_from_the_stored_maps_equal_the_authors(parity: ModuleType, m
         masks, authors = np.asarray(instances.pred_masks), parity.unpack(expected["masks_packed"]).numpy()
         iou = (masks & authors).sum(axis=(1, 2)) / np.maximum((masks | authors).sum(axis=(1, 2)), 1)
         assert iou.min() >= 0.999
+
+
+def test_converted_weights_give_the_authors_maps(parity: ModuleType, model: PolarMask, tmp_path: Path) -> None:
+    released, ours = tmp_path / "epoch_12.pth", tmp_path / "polarmask.pth"
+    torch.save({"meta": {"epoch": 12}, "state_dict": parity.state_dict("polarmask")}, released)
+    assert convert_weights.main(["--input", str(released), "--output", str(ours)]) == 0
+    load_weights(model, str(ours))
+    stored = parity.load("polarmask_forward")
+    with torch.no_grad():
+        bottom_up = model.backbone.bottom_up(stored["image"].float())
+        features = model.backbone(stored["image"].float())
+        maps = model.dense_outputs(stored["image"].float())
+    pairs = [(bottom_up["res5"][:1], stored["c5"])]
+    pairs += [(features[f"p{3 + level}"][:1], expected) for level, expected in enumerate(stored["p"])]
+    pairs += zip(maps.cls_logits, stored["cls"], strict=True)
+    pairs += zip(maps.centerness_logits, stored["ctr"], strict=True)
+    pairs += [(level.exp(), expected) for level, expected in zip(maps.ray_logits, stored["msk"], strict=True)]
+    pairs += [(level.exp(), expected) for level, expected in zip(maps.box_logits, stored["box"], strict=True)]
+    assert len(pairs) == 26
+    for found, expected in pairs:
+        assert found.shape == expected.shape
+        assert float((found - expected).abs().max()) <= 1e-3 * float(expected.std())

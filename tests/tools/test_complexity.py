@@ -95,6 +95,14 @@ def test_complexity_polarmask_r50_gives_the_papers_figures(capsys: pytest.Captur
     assert result["gmac"] == pytest.approx(sum(part["gmac"] for part in result["parts"].values()), abs=0.01)
 
 
+def test_complexity_polarmask_r50_with_box_branch_gives_the_papers_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    # Table 3 prints 34.46 M and 252.7 GMAC.
+    result = run_json(capsys, "--config-file", "configs/polarmask_R50_official.yaml", "--size", "800", "1280")
+    assert result["parameters"] == 34_739_651
+    assert result["trainable_parameters"] == 34_464_131
+    assert result["gmac"] == pytest.approx(252.6, rel=0.01)
+
+
 def test_complexity_pretrained_timm_backbone_needs_no_weights_and_keeps_its_norms_frozen(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

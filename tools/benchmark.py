@@ -1,0 +1,88 @@
+"""Times the parts of a method that are its own, beside plain numpy programs that compute the same.
+
+    python tools/benchmark.py targets [--method PolarMask] [--repeats 15] [--threads 1] [--device cpu] [--json]
+    python tools/benchmark.py decode
+
+Both run in turns in one process on the same input, after their results were compared; only the ratio says something
+about the program, the times belong to the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from segzoo.errors import ConfigError, SegZooError
+from segzoo.evaluation.timing import Comparison
+
+PROJECTS = Path(__file__).resolve().parents[1] / "projects"
+
+
+def methods_with_benchmarks() -> list[str]:
+    """Names of the folders below projects/ that have a benchmark.py."""
+    return sorted(path.parent.name for path in PROJECTS.glob("*/benchmark.py"))
+
+
+def build_argument_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["targets", "decode"], help="what to time")
+    parser.add_argument("--method", choices=methods_with_benchmarks(), default="PolarMask", help="whose")
+    parser.add_argument("--repeats", type=int, default=15, help="timed turns (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch (default: %(default)s, as numpy)")
+    parser.add_argument("--device", default="cpu", help='device of ours, "cpu" or "cuda"; the oracle needs the CPU')
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    return parser
+
+
+def run(part: str, method: str, repeats: int, threads: int, device_name: str) -> list[Comparison]:
+    """Measures, and prints a line each.
+
+    Raises:
+        ConfigError: a count below 1, an absent device, or a part that the method does not offer.
+    """
+    if min(repeats, threads) < 1:
+        raise ConfigError(f"--repeats {repeats}, --threads {threads} must be at least 1")
+    device = torch.device(device_name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"--device {device_name}: torch sees no GPU", "use --device cpu")
+    benchmarks = importlib.import_module(f"projects.{method}.benchmark").BENCHMARKS
+    if part not in benchmarks:
+        raise ConfigError(f"{method} has no benchmark {part!r}", f"it has {', '.join(benchmarks)}")
+    torch.set_num_threads(threads)
+    print(f"{'':62}{'ours ms':>10}{'oracle ms':>12}{'ratio':>8}")
+    rows = []
+    for row in benchmarks[part](repeats, device):
+        print(f"{row.name:62}{row.ours_ms:>10.2f}{row.oracle_ms:>12.2f}{row.ratio:>7.1f}x", flush=True)
+        rows.append(row)
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    args = build_argument_parser().parse_args(arguments)
+    try:
+        rows = run(args.part, args.method, args.repeats, args.threads, args.device)
+    except SegZooError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if args.json:
+            print(json.dumps({"error": error.message}))
+        return error.exit_code
+    print(f"medians of {args.repeats} turns, {args.threads} thread(s), {args.device}, torch {torch.__version__}")
+    if args.json:
+        conditions = {"part": args.part, "method": args.method, "threads": args.threads, "device": args.device}
+        machine = {"torch": torch.__version__, "processor": platform.processor() or platform.machine()}
+        print(json.dumps({**conditions, **machine, "rows": [row.as_dict() for row in rows]}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
