@@ -10,10 +10,10 @@ def add_config(cfg: CfgNode) -> None:
     cfg.MODEL.POLARMASK = CfgNode()
     # Rays of a contour, at equal angles (table 1a: 18, 24, 36, 72).
     cfg.MODEL.POLARMASK.NUM_RAYS = 36
-    # Training targets: "exact" (mass centre of the mask, exact rays) or "official" (as the authors' program computes
-    # them: truncated centroid of the largest contour, rays looked up by whole degrees, its x = 0 quirk).
-    cfg.MODEL.POLARMASK.TARGETS = "exact"
-    # Centre of the sampling square: "mass" or "box" (figure 7); of TARGETS "exact".
+    # "exact": mass centres and rays of the masks' pixels as squares, continuous coordinates, COCO's polygon rule.
+    # "official": all of it as the authors' program computes it, pixels lying at whole numbers (polarmask/official.py).
+    cfg.MODEL.POLARMASK.CONVENTION = "exact"
+    # Centre of the sampling square: "mass" or "box" (figure 7); of CONVENTION "exact".
     cfg.MODEL.POLARMASK.CENTER = "mass"
     # Which parts of a mask count: "largest" (its holes filled) or "all" (farthest point of any part); as CENTER.
     cfg.MODEL.POLARMASK.PARTS = "largest"
@@ -28,11 +28,5 @@ def add_config(cfg: CfgNode) -> None:
     # Boxes that NMS compares and that are given out: "contours" (those around the contours) or "predicted" (by the
     # box branch).
     cfg.MODEL.POLARMASK.BOXES = "contours"
-    # Boxes whose far sides are the last pixel, x1 + w - 1, with w + 1 px sides wherever areas are compared, as in the
-    # authors' program; else continuous coordinates.
-    cfg.MODEL.POLARMASK.INCLUSIVE_BOXES = False
-    # From a contour to a mask: "polygons" (COCO's own rule at sub-pixel positions) or "truncated" (points truncated to
-    # whole pixels, outline and interior set, as in the authors' program).
-    cfg.MODEL.POLARMASK.CONTOURS = "polygons"
     # Score = class probability x (centerness + CTR_BIAS): 0.5 in the authors' code, 0 in the paper's formula.
     cfg.MODEL.POLARMASK.CTR_BIAS = 0.5

@@ -20,13 +20,12 @@ from segzoo.geometry.rle import encode_columns
 class ContourRule(NamedTuple):
     """How contours become boxes and masks.
 
-    uses_predicted_boxes: boxes come from the box branch, not from around the contours. is_inclusive: images and boxes
-    end at their last pixel's number. is_truncated: masks are drawn through whole pixels, see `truncated_rles`.
+    uses_predicted_boxes: boxes come from the box branch, not from around the contours. is_official: as the authors'
+    program draws: images and boxes end at their last pixel's number, masks see `truncated_rles`.
     """
 
     uses_predicted_boxes: bool = False
-    is_inclusive: bool = False
-    is_truncated: bool = False
+    is_official: bool = False
 
 
 def rays_to_contours(points_px: Tensor, rays_px: Tensor) -> Tensor:
@@ -43,7 +42,7 @@ def contour_boxes(contours_px: Tensor) -> Tensor:
 def contour_rles(contours_px: Tensor, image_size: tuple[int, int], rule: ContourRule) -> list[dict]:
     """The masks inside (D, n, 2) contours as compressed RLE of `image_size` (H, W)."""
     points = contours_px.cpu().double().numpy()
-    if rule.is_truncated:
+    if rule.is_official:
         return truncated_rles(points, image_size)
     return polygons_to_rles(points, *image_size)
 
@@ -66,6 +65,6 @@ def truncated_rles(contours_px: np.ndarray, image_size: tuple[int, int]) -> list
         left, right = np.clip((contour[:, 0].min(), contour[:, 0].max() + 1), 0, width).tolist()
         columns = np.zeros((height, right - left), dtype=np.uint8)
         if right > left:
-            cv2.drawContours(columns, [contour[:, None] - (left, 0)], -1, 1, cv2.FILLED)
+            cv2.drawContours(columns, [contour[:, None] - np.array((left, 0), np.int32)], -1, 1, cv2.FILLED)
         rles.append(encode_columns(columns, left, image_size))
     return rles

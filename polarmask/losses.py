@@ -44,6 +44,10 @@ def smooth_l1_ray_loss(pred_rays_px: Tensor, gt_rays_px: Tensor, weights: Tensor
     return (loss.mean(dim=1) * weights).sum()
 
 
+# MODEL.POLARMASK.MASK_LOSS -> the loss of the rays.
+RAY_LOSSES = {"polar_iou": polar_iou_loss, "smooth_l1": smooth_l1_ray_loss}
+
+
 def box_iou_loss(pred_distances: Tensor, gt_distances: Tensor, weights: Tensor, margin_px: float = 0.0) -> Tensor:
     """Weighted sum of -log IoU of boxes around the same points (the box branch of table 1d).
 

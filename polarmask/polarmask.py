@@ -13,11 +13,11 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from polarmask.check import check_polarmask
 from polarmask.decode import ContourRule, contour_boxes, contour_rles, rays_to_contours
-from polarmask.losses import box_iou_loss, polar_centerness, polar_iou_loss, smooth_l1_ray_loss
+from polarmask.losses import RAY_LOSSES, box_iou_loss, polar_centerness
 from polarmask.polar_head import PolarHead, PolarMaps
 from polarmask.targets import TargetRule, polar_targets
-from segzoo.errors import ConfigError
 from segzoo.geometry.rle import RLEMasks
 from segzoo.modeling.fcos.decode import (
     Candidates,
@@ -36,18 +36,6 @@ from segzoo.modeling.fcos.losses import box_centerness, centerness_loss, focal_l
 from segzoo.modeling.normalizer import loss_normalizers
 from segzoo.modeling.postprocess import build_instances
 from segzoo.modeling.preprocess import ImagePreprocessor
-
-MASK_LOSSES = {"polar_iou": polar_iou_loss, "smooth_l1": smooth_l1_ray_loss}
-# Allowed values of keys of MODEL.POLARMASK.
-CHOICES = {
-    "TARGETS": ("exact", "official"),
-    "CENTER": ("mass", "box"),
-    "PARTS": ("largest", "all"),
-    "BOXES": ("contours", "predicted"),
-    "CONTOURS": ("polygons", "truncated"),
-    "MASK_LOSS": tuple(MASK_LOSSES),
-    "CENTERNESS": ("polar", "cartesian"),
-}
 
 
 @META_ARCH_REGISTRY.register()
@@ -83,7 +71,7 @@ class PolarMask(nn.Module):
             num_classes: K.
             target_rule: how objects become targets.
             contour_rule: how contours become boxes and masks.
-            mask_loss: a key of MASK_LOSSES.
+            mask_loss: a key of RAY_LOSSES.
             mask_loss_weight: factor of the ray loss.
             centerness: target of the centerness, "polar" (Eq. 1) or "cartesian" (of the box, as in FCOS).
             centerness_bias: added to the centerness in the score, see `select_candidates`.
@@ -100,7 +88,7 @@ class PolarMask(nn.Module):
         self.num_classes = num_classes
         self.target_rule = target_rule
         self.contour_rule = contour_rule
-        self.mask_loss = MASK_LOSSES[mask_loss]
+        self.mask_loss = RAY_LOSSES[mask_loss]
         self.mask_loss_weight = mask_loss_weight
         self.centerness = centerness
         self.centerness_bias = centerness_bias
@@ -112,7 +100,8 @@ class PolarMask(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         polar = cfg.MODEL.POLARMASK
-        _check(polar)
+        check_polarmask(polar)
+        is_official = polar.CONVENTION == "official"
         arguments = detector_arguments(cfg)
         head_options = head_arguments(cfg, arguments["backbone"])
         return arguments | {
@@ -123,14 +112,9 @@ class PolarMask(nn.Module):
                 center_radius=arguments.pop("center_radius"),
                 center=polar.CENTER,
                 parts=polar.PARTS,
-                is_official=polar.TARGETS == "official",
-                is_inclusive=polar.INCLUSIVE_BOXES,
+                is_official=is_official,
             ),
-            "contour_rule": ContourRule(
-                uses_predicted_boxes=polar.BOXES == "predicted",
-                is_inclusive=polar.INCLUSIVE_BOXES,
-                is_truncated=polar.CONTOURS == "truncated",
-            ),
+            "contour_rule": ContourRule(uses_predicted_boxes=polar.BOXES == "predicted", is_official=is_official),
             "mask_loss": polar.MASK_LOSS,
             "mask_loss_weight": polar.MASK_LOSS_WEIGHT,
             "centerness": polar.CENTERNESS,
@@ -156,9 +140,7 @@ class PolarMask(nn.Module):
         positives = targets.positives
         is_polar = self.centerness == "polar"
         weights = polar_centerness(targets.rays_px) if is_polar else box_centerness(targets.box_distances_px)
-        num_positives, weight_sum = loss_normalizers(
-            positives.new_tensor(len(positives)), weights.sum(), self.normalizer_mode
-        )
+        normalizers = loss_normalizers(positives.new_tensor(len(positives)), weights.sum(), self.normalizer_mode)
         cls_logits = flatten_levels(maps.cls_logits).flatten(0, 1)
         pred_rays = exp_size(flatten_levels(maps.ray_logits).flatten(0, 1)[positives])
         centerness_logits = flatten_levels(maps.centerness_logits).flatten()[positives]
@@ -166,15 +148,15 @@ class PolarMask(nn.Module):
         # The authors' code adds the number of images to the class loss's normaliser.
         cls_loss = focal_loss(cls_logits, targets.classes, self.focal_alpha, self.focal_gamma)
         losses = {
-            "loss_cls": cls_loss / (num_positives + len(gt_instances)),
-            "loss_mask": ray_loss / weight_sum,
-            "loss_centerness": centerness_loss(centerness_logits, weights) / num_positives,
+            "loss_cls": cls_loss / (normalizers.num_positives + len(gt_instances)),
+            "loss_mask": ray_loss / normalizers.weight_sum,
+            "loss_centerness": centerness_loss(centerness_logits, weights) / normalizers.positives,
         }
         if maps.box_logits:
             pred_boxes = exp_size(flatten_levels(maps.box_logits).flatten(0, 1)[positives])
-            margin_px = float(self.target_rule.is_inclusive)
+            margin_px = float(self.target_rule.is_official)
             box_loss = box_iou_loss(pred_boxes, targets.box_distances_px, weights, margin_px)
-            losses["loss_box"] = box_loss / weight_sum
+            losses["loss_box"] = box_loss / normalizers.weight_sum
         return losses
 
     def inference(
@@ -233,13 +215,13 @@ class PolarMask(nn.Module):
         """
         rule, decode = self.contour_rule, self.decode_rule
         scale = output_scale(input_size, output_size, boxes.device)
-        margin_px = float(rule.is_inclusive)
+        margin_px = float(rule.is_official)
         boxes = clip_boxes(boxes, (input_size[0] - margin_px, input_size[1] - margin_px)) * scale.repeat(2)
         # A box that ends at its last pixel has one pixel more, in NMS as in what is given out.
         boxes[:, 2:] += margin_px
         keep = suppress(boxes, candidates, nms_threshold=decode.nms_threshold, max_detections=decode.max_detections)
         contours = contours_px[keep]
-        if rule.is_inclusive:
+        if rule.is_official:
             contours = contours.clamp(min=0).minimum(contours.new_tensor([input_size[1] - 1, input_size[0] - 1]))
         contours = contours * scale
         detections = candidates.select(keep)
@@ -257,30 +239,3 @@ class PolarMask(nn.Module):
         """(N, 3, H, W) normalised images, padded to the size divisibility -> the raw maps of every level."""
         features = self.backbone(images)
         return self.head([features[name] for name in self.in_features])
-
-
-def _check(polar: CfgNode) -> None:
-    """Refuses values of MODEL.POLARMASK that cannot work."""
-    if polar.NUM_RAYS < 3:
-        raise ConfigError(f"MODEL.POLARMASK.NUM_RAYS is {polar.NUM_RAYS}; a contour needs at least 3 rays")
-    for key, allowed in CHOICES.items():
-        if polar[key] not in allowed:
-            raise ConfigError(f"MODEL.POLARMASK.{key} is {polar[key]!r}", f"use one of {', '.join(allowed)}")
-    if polar.BOXES == "predicted" and not polar.BOX_BRANCH:
-        raise ConfigError(
-            "MODEL.POLARMASK.BOXES is 'predicted', but MODEL.POLARMASK.BOX_BRANCH is False",
-            "set BOX_BRANCH True, or BOXES 'contours'",
-        )
-    if polar.TARGETS != "official":
-        return
-    if 360 % polar.NUM_RAYS:
-        raise ConfigError(
-            f"MODEL.POLARMASK.NUM_RAYS is {polar.NUM_RAYS}, but TARGETS 'official' looks rays up by whole degrees",
-            "use a divisor of 360, or TARGETS 'exact'",
-        )
-    for key, default in (("CENTER", "mass"), ("PARTS", "largest")):
-        if polar[key] != default:
-            raise ConfigError(
-                f"MODEL.POLARMASK.{key} is {polar[key]!r}, but TARGETS 'official' has a rule of its own",
-                f"leave {key} at {default!r}, or use TARGETS 'exact'",
-            )

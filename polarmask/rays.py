@@ -110,15 +110,15 @@ def _sides_beyond(sides: Outlines, points_px: Tensor, point_masks: Tensor) -> tu
     level, so that these are neighbours; indices count through all sides of all facings.
     """
     masks, levels = torch.cat([side.mask for side in sides]), torch.cat([side.level for side in sides])
-    num_masks, span = masks.amax() + 1, levels.amax() + 2
+    # Room for one mask more: a point whose mask is empty finds nothing there.
+    num_masks, span = masks.amax() + 2, levels.amax() + 2
     facing = torch.repeat_interleave(torch.tensor([len(side.mask) for side in sides])).to(masks.device)
     keys = (facing * num_masks + masks) * span + levels
     x, y = points_px.unbind(dim=1)
     lowest, highest = [], []
     for number, rule in enumerate(FACINGS):
         across = x if rule.is_vertical else y
-        # A point whose mask is empty has no sides: the keys of the last mask end the search for it.
-        start = (number * num_masks + point_masks.minimum(num_masks)) * span
+        start = (number * num_masks + point_masks.minimum(num_masks - 1)) * span
         if rule.is_upward:
             lowest.append(start + across.floor().long().clamp(min=-1).minimum(span - 1))
             highest.append(start + span - 1)

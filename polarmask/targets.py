@@ -27,7 +27,7 @@ class TargetRule(NamedTuple):
     num_rays: n. sizes_of_interest: upper limits in pixels of all levels but the last. center_radius: half side in
     strides of the square around an object's centre. center: "mass" or "box". parts: "largest" (the paper's, holes
     filled) or "all" (farthest point of any part). is_official: centres and rays as the authors' program computes them
-    (see polarmask/official.py), whatever `center` and `parts` say. is_inclusive: a box ends at its last pixel.
+    (see polarmask/official.py), whatever `center` and `parts` say, and boxes end at their last pixel.
     """
 
     num_rays: int
@@ -36,7 +36,6 @@ class TargetRule(NamedTuple):
     center: str = "mass"
     parts: str = "largest"
     is_official: bool = False
-    is_inclusive: bool = False
 
 
 class PolarTargets(NamedTuple):
@@ -98,7 +97,7 @@ def _assign(
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
     if rule.center == "box":
         centers_px = (boxes[:, :2] + boxes[:, 2:]) / 2
-    if rule.is_inclusive:
+    if rule.is_official:
         boxes = boxes - boxes.new_tensor([0, 0, 1, 1])
     counts = [len(instances) for instances in gt_instances]
     matched = assign_batch(

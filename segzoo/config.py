@@ -35,6 +35,9 @@ def _add_input_keys(cfg: CfgNode) -> None:
     # Where polygons become masks: "after" the augmentation, at the final size, or "before" it, at the original size,
     # resized as cv2.INTER_NEAREST does.
     cfg.INPUT.RASTERIZE = "after"
+    # Ground-truth boxes: "masks" (around the masks as they are drawn) or "annotations" (the json's boxes, resized from
+    # their first to their last pixel, as programs that count pixels inclusively do).
+    cfg.INPUT.BOXES = "masks"
     # Objects left out of training by their size in the original image, as PolarMask's program does; 0 = none.
     cfg.INPUT.DROP_SMALL = CfgNode()
     # The annotation's "area" is at most this.

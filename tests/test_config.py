@@ -67,7 +67,11 @@ def test_merge_config_missing_file_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("NUM_RAYS", "2"), ("PARTS", "some"), ("MASK_LOSS", "iou"), ("CENTERNESS", "box")],
+    [
+        *(("NUM_RAYS", "2"), ("PARTS", "some"), ("MASK_LOSS", "iou"), ("CENTERNESS", "box"), ("CENTER", "corner")),
+        *(("CONVENTION", "paper"), ("BOXES", "all"), ("BOXES", "predicted"), ("MASK_LOSS_WEIGHT", "-1.0")),
+        ("CTR_BIAS", "-0.5"),
+    ],
 )
 def test_polarmask_impossible_values_are_refused(key: str, value: str) -> None:
     from polarmask import PolarMask
@@ -75,3 +79,12 @@ def test_polarmask_impossible_values_are_refused(key: str, value: str) -> None:
     cfg = merge_config(get_cfg(), "", [f"MODEL.POLARMASK.{key}", value])
     with pytest.raises(ConfigError, match=rf"MODEL\.POLARMASK\.{key}"):
         PolarMask.from_config(cfg)
+
+
+@pytest.mark.parametrize(("key", "value"), [("NUM_RAYS", "35"), ("CENTER", "box"), ("PARTS", "all")])
+def test_polarmask_official_convention_refuses_what_it_cannot_do(key: str, value: str) -> None:
+    from polarmask import PolarMask
+
+    words = ["MODEL.POLARMASK.CONVENTION", "official", f"MODEL.POLARMASK.{key}", value]
+    with pytest.raises(ConfigError, match=rf"MODEL\.POLARMASK\.{key}.*'official'"):
+        PolarMask.from_config(merge_config(get_cfg(), "", words))

@@ -53,6 +53,7 @@ class Outcome:
             "device": row.device,
             "image_size": list(row.image_size),
             "note": row.note,
+            "cited": row.cited,
             "paper": dict(row.figures),
         }
         return entry | ({"error": self.error} if self.error else {"trainable_parameters": self.trainable_parameters})
@@ -106,6 +107,8 @@ def build_rows(files: Sequence[str], ids: Sequence[str]) -> list[Outcome]:
 
 def build_row(file: str, row: Row) -> Outcome:
     """Builds the model of a row; whatever goes wrong is this row's outcome and stops no other."""
+    if row.cited:
+        return Outcome(file, row)
     try:
         return Outcome(file, row, count_trainable(row_config(row, get_cfg())))
     except SegZooError as error:
@@ -127,6 +130,7 @@ def print_tables(outcomes: Sequence[Outcome]) -> None:
             columns = "  ".join(f"{column:>5}" for column in row.figures)
             print(f"\n{outcome.file}, table {row.table}: {row.title}\n{'':{width}}  trainable  {columns}  model")
         built = "   FAILED" if outcome.error else f"{outcome.trainable_parameters / 1e6:7.2f} M"
+        built = "    cited" if row.cited else built
         figures = "  ".join(f"{figure!s:>{max(len(column), 5)}}" for column, figure in row.figures.items())
         print(f"{row.id:{width}}  {built}  {figures}  {describe(row)}")
 
@@ -136,6 +140,8 @@ def describe(row: Row) -> str:
     size = "x".join(map(str, row.image_size))
     model_of = f"model of {row.model_of}" if row.model_of else ""
     conditions = ", ".join(filter(None, [model_of, row.dataset, size, row.device]))
+    if row.cited:
+        return f"{row.cited}  ({conditions})"
     return f"{shlex.join([row.config_file, *row.words])}  ({conditions})"
 
 

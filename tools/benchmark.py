@@ -37,7 +37,7 @@ def build_argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("part", choices=["targets", "decode"], help="what to time")
     parser.add_argument("--method", choices=methods_with_benchmarks(), default="PolarMask", help="whose")
     parser.add_argument("--repeats", type=int, default=15, help="timed turns (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch (default: %(default)s, as numpy)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
     parser.add_argument("--device", default="cpu", help='device of ours, "cpu" or "cuda"; the oracle needs the CPU')
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     return parser
@@ -51,7 +51,10 @@ def run(part: str, method: str, repeats: int, threads: int, device_name: str) ->
     """
     if min(repeats, threads) < 1:
         raise ConfigError(f"--repeats {repeats}, --threads {threads} must be at least 1")
-    device = torch.device(device_name)
+    try:
+        device = torch.device(device_name)
+    except RuntimeError as error:
+        raise ConfigError(f"--device {device_name!r} is no device of torch", 'use "cpu" or "cuda"') from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"--device {device_name}: torch sees no GPU", "use --device cpu")
     benchmarks = importlib.import_module(f"projects.{method}.benchmark").BENCHMARKS

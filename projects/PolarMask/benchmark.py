@@ -25,6 +25,7 @@ from polarmask.polarmask import PolarMask
 from polarmask.targets import TargetRule, polar_targets
 from projects import get_cfg
 from segzoo.config import merge_config
+from segzoo.errors import TrainingError
 from segzoo.evaluation.timing import Comparison, compare_times
 from segzoo.geometry.masks import mask_boxes
 from segzoo.modeling.fcos.locations import Locations, compute_locations
@@ -35,7 +36,7 @@ SIZES_OF_INTEREST = [64.0, 128.0, 256.0, 512.0]
 NUM_RAYS, NUM_CLASSES, CENTER_RADIUS, NO_HIT_PX = 36, 80, 1.5, 1e-6
 RULES = {
     "exact rays": TargetRule(NUM_RAYS, SIZES_OF_INTEREST, CENTER_RADIUS),
-    "degree bins": TargetRule(NUM_RAYS, SIZES_OF_INTEREST, CENTER_RADIUS, is_official=True, is_inclusive=True),
+    "degree bins": TargetRule(NUM_RAYS, SIZES_OF_INTEREST, CENTER_RADIUS, is_official=True),
 }
 # Network input and image size, px: a COCO photograph and a full-HD frame.
 DECODE_CASES = (((800, 1067), (480, 640)), ((750, 1333), (1080, 1920)))
@@ -171,7 +172,7 @@ def benchmark_targets(
     """Per-image times of the targets for images of 7 and of 30 instances, alone and in a batch of 4.
 
     Raises:
-        RuntimeError: targets and oracle disagree.
+        TrainingError: targets and oracle disagree.
     """
     cells = make_locations(size).to(device)
     for batch, count in itertools.product(batches, counts):
@@ -205,10 +206,10 @@ def _numpy_batch(images: list[Instances], cells: Locations, is_official: bool) -
 def _check_targets(positives: np.ndarray, rays: np.ndarray, matched: np.ndarray, expected: np.ndarray) -> None:
     """Equal positives and rays, but for the few rays that run exactly through a corner or along a degree's border."""
     if not np.array_equal(positives, np.flatnonzero(matched >= 0)):
-        raise RuntimeError("targets and oracle disagree about the positive locations")
+        raise TrainingError("targets and oracle disagree about the positive locations")
     differs = np.abs(rays - expected) > 0.01
     if differs.mean() > 0.01:
-        raise RuntimeError(f"{differs.mean():.1%} of the rays differ from the oracle's")
+        raise TrainingError(f"{differs.mean():.1%} of the rays differ from the oracle's")
 
 
 def make_maps(size: tuple[int, int], num_objects: int, seed: int = 0) -> PolarMaps:
@@ -245,7 +246,7 @@ def numpy_decode(
     """Scores (D,), best first, and RLEs of one image: greedy NMS class by class, one full-size mask at a time."""
     flat = [torch.cat([level[0].flatten(1).T for level in column]).numpy() for column in maps]
     all_points = make_locations(input_size).points_px.numpy()
-    is_inside = (all_points < input_size[::-1]).all(axis=1)
+    is_inside: np.ndarray = (all_points < input_size[::-1]).all(axis=1)
     cls_scores = np.where(is_inside[:, None], 1 / (1 + np.exp(-flat[0])), -1)
     centerness = 1 / (1 + np.exp(-flat[1][:, 0]))
     ranking, kept, start = (cls_scores * centerness[:, None]).max(axis=1), [], 0
@@ -302,7 +303,7 @@ def benchmark_decode(
     """Per-image times from the raw maps to 100 detections with RLE masks at the image's own size.
 
     Raises:
-        RuntimeError: detections and oracle disagree.
+        TrainingError: detections and oracle disagree.
     """
     for config, is_official in (("configs/polarmask_R50.yaml", False), ("configs/polarmask_R50_official.yaml", True)):
         words = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", str(device)]
@@ -323,10 +324,10 @@ def benchmark_decode(
 
 def _check_detections(instances: Instances, scores: np.ndarray, rles: list[dict]) -> None:
     if len(instances) != len(scores) or np.abs(instances.scores.cpu().numpy() - scores).max() > 1e-4:
-        raise RuntimeError("detections and oracle disagree about the scores")
+        raise TrainingError("detections and oracle disagree about the scores")
     overlaps = [coco_mask.iou([ours], [theirs], [0])[0, 0] for ours, theirs in zip(instances.pred_masks.rles, rles)]
     if min(overlaps) < 0.99:
-        raise RuntimeError(f"a mask overlaps the oracle's by {min(overlaps):.3f} only")
+        raise TrainingError(f"a mask overlaps the oracle's by {min(overlaps):.3f} only")
 
 
 # What `tools/benchmark.py` offers: name -> function of (repeats, device).

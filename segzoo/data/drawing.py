@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 from fvcore.transforms.transform import TransformList
 from pycocotools import mask as coco_mask
 
-from segzoo.data.transforms import mask_sources
+from segzoo.data.transforms import FlipTransform, mask_sources
 from segzoo.errors import DatasetError
 from segzoo.geometry.polygons import segmentation_to_rle
 from segzoo.geometry.rle import run_lengths
@@ -40,7 +40,12 @@ _NOTHING = Patch(0, 0, np.zeros((0, 0), dtype=bool))
 
 
 def draw_instances(
-    annotations: list[dict], transforms: TransformList, dataset_dict: dict[str, Any], image_size: tuple[int, int]
+    annotations: list[dict],
+    transforms: TransformList,
+    dataset_dict: dict[str, Any],
+    image_size: tuple[int, int],
+    *,
+    keeps_boxes: bool = False,
 ) -> tuple[Instances, int]:
     """Draws annotations into the augmented image.
 
@@ -52,6 +57,7 @@ def draw_instances(
         transforms: from the original to the augmented image.
         dataset_dict: for "height" and "width" of the original image, and the names in errors.
         image_size: (H, W) of the augmented image.
+        keeps_boxes: whether boxes are the annotations' (see `resized_box`), where they have one, not the masks'.
 
     Returns:
         Instances with gt_boxes (M', 4), gt_classes (M',) int64 and gt_masks (M', H, W) bool, without those that have
@@ -62,7 +68,7 @@ def draw_instances(
     """
     sources = mask_sources(transforms.transforms, dataset_dict["height"], dataset_dict["width"])
     masks = np.zeros((len(annotations), *image_size), dtype=bool)
-    boxes: list[tuple[int, int, int, int]] = []
+    boxes: list[Any] = []
     classes = []
     for annotation in annotations:
         if isinstance(annotation["segmentation"], dict):
@@ -74,13 +80,41 @@ def draw_instances(
             continue
         left, top, right, bottom = patch.box
         masks[len(boxes), top:bottom, left:right] = patch.pixels
-        boxes.append(patch.box)
+        has_box = keeps_boxes and annotation.get("bbox") is not None
+        boxes.append(resized_box(annotation, transforms, image_size) if has_box else patch.box)
         classes.append(annotation["category_id"])
     instances = Instances(image_size)
     instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
     instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
     instances.gt_masks = BitMasks(torch.from_numpy(masks[: len(boxes)]))
     return instances, len(annotations) - len(boxes)
+
+
+def resized_box(
+    annotation: dict[str, Any], transforms: TransformList, image_size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """xyxy px of an annotation's box in the augmented image, moved by its first and its last pixel.
+
+    A box x .. x + w - 1 becomes s x .. s (x + w - 1), clipped to the image's first and last pixel, and ends one pixel
+    later in the continuous coordinates that are given back.
+
+    Args:
+        annotation: with "bbox" and "bbox_mode".
+        transforms: from the original to the augmented image.
+        image_size: (H, W) of the augmented image.
+    """
+    mode = annotation.get("bbox_mode", BoxMode.XYXY_ABS)
+    box = np.array([BoxMode.convert(list(annotation["bbox"]), mode, BoxMode.XYXY_ABS)], dtype=np.float64)
+    box[:, 2:] = np.maximum(box[:, 2:] - 1, box[:, :2])
+    for transform in transforms.transforms:
+        # Mirrored, the first pixel's near side is the last one's far side.
+        is_flip = isinstance(transform, FlipTransform)
+        box[:, 2:] += is_flip
+        box = transform.apply_box(box)
+        box[:, 2:] -= is_flip
+    last = np.array([image_size[1], image_size[0]] * 2) - 1
+    x0, y0, x1, y1 = np.clip(box[0], 0, last).tolist()
+    return x0, y0, x1 + 1, y1 + 1
 
 
 def original_rle(annotation: dict[str, Any], dataset_dict: dict[str, Any]) -> dict:

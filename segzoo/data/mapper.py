@@ -41,6 +41,9 @@ class DatasetMapper:
         self.image_format = cfg.INPUT.FORMAT
         self.max_instances = cfg.INPUT.MAX_INSTANCES
         self.augmentations = build_augmentations(cfg, is_train)
+        if cfg.INPUT.BOXES not in ("masks", "annotations"):
+            raise ConfigError(f"INPUT.BOXES is {cfg.INPUT.BOXES!r}", "use 'masks' or 'annotations'")
+        self.keeps_boxes = cfg.INPUT.BOXES == "annotations"
         self.draws_before = cfg.INPUT.RASTERIZE == "before"
         self.without_small = SmallObjectFilter(cfg)
         self.pad_to = tuple(cfg.INPUT.FIXED_SIZE) if cfg.INPUT.RESIZE == "letterbox" else None
@@ -73,7 +76,13 @@ class DatasetMapper:
             sample["pad_to"] = self.pad_to
         if self.is_train:
             annotations, counts = self._select(dataset_dict, rng)
-            instances, num_lost = draw_instances(annotations, TransformList(transforms), dataset_dict, image.shape[:2])
+            instances, num_lost = draw_instances(
+                annotations,
+                TransformList(transforms),
+                dataset_dict,
+                image.shape[:2],
+                keeps_boxes=self.keeps_boxes,
+            )
             sample["instances"] = instances
             counts[LOST_INSTANCES] = num_lost
             sample["counts"] = {reason: count for reason, count in counts.items() if count}

@@ -17,9 +17,10 @@ A file projects/<Method>/ablations.yaml:
             paper: [31.5, 12]
 
 A row is a config of its own, or the model of another row, trained once for both; then its options may only concern the
-evaluation. `config`, `options`, `dataset` (of the metrics), `device` (of the speed) and `image_size` (of the
-complexity: height, width) may also stand in a table, for those of its rows that do not say otherwise; `config` and
-`options` of a table do not reach rows with `model_of`. A row may have a `note`.
+evaluation. A row with `cited` has the figures of a method that nothing here builds. `config`, `options`, `dataset` (of
+the metrics), `device` (of the speed) and `image_size` (of the complexity: height, width) may also stand in a table, for
+those of its rows that do not say otherwise; `config` and `options` of a table do not reach rows with `model_of`. A row
+may have a `note`.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ EVALUATION_KEYS = re.compile(r"TEST\..+|.+_TEST")
 SETTINGS = {"config": str, "options": dict, "dataset": str, "device": str, "image_size": list}
 FILE_KEYS = {"configs": str, "tables": dict}
 TABLE_KEYS = {"title": str, "columns": list, "rows": dict, **SETTINGS}
-ROW_KEYS = {"paper": list, "model_of": str, "note": str, **SETTINGS}
+ROW_KEYS = {"paper": list, "model_of": str, "cited": str, "note": str, **SETTINGS}
 TYPE_NAMES: dict[type, str] = {str: "a text", dict: "a mapping", list: "a list"}
 
 
@@ -69,7 +70,7 @@ class Row:
 
     id: "<table>-<row>". title: the table's. options: config key -> value. figures: column -> the paper's figure.
     model_of: id of the row whose model this is, or "". dataset, device, image_size (height, width): what the figures
-    belong to, where that matters.
+    belong to, where that matters. cited: the other method whose figures these are, or "": nothing builds it.
     """
 
     id: str
@@ -83,6 +84,7 @@ class Row:
     device: str = ""
     image_size: tuple[int, ...] = ()
     note: str = ""
+    cited: str = ""
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -213,10 +215,16 @@ def _read_row(row_id: str, name: str, table: Mapping[str, Any], row: Any, config
         device=settings["device"] or "",
         image_size=_image_size(settings["image_size"], where),
         note=row.get("note", ""),
+        cited=row.get("cited", ""),
     )
     for kind in result.kinds:
         if not settings[NEEDS[kind]]:
             raise ConfigError(f"{where}: has figures of kind {kind!r} but no {NEEDS[kind]}", f"give {NEEDS[kind]}")
+    if result.cited:
+        own = [key for key in ("config", "options", "model_of") if key in row]
+        if own:
+            raise ConfigError(f"{where}: {own[0]} beside cited", "a method that can be built is not cited")
+        return result
     if "model_of" in row:
         _check_model_of(row, where)
         return result
@@ -252,6 +260,8 @@ def _complete(rows: Sequence[Row], path: str) -> list[Row]:
                     f"{path}, row {row.id}: model_of {row.model_of!r} is no row", _nearest(row.model_of, list(by_id))
                 )
             origin = by_id[row.model_of]
+            if origin.cited:
+                raise ConfigError(f"{path}, row {row.id}: {row.model_of!r} is cited, it has no model")
             if origin.model_of:
                 raise ConfigError(
                     f"{path}, row {row.id}: {row.model_of!r} has no model of its own", f"say {origin.model_of!r}"

@@ -28,6 +28,9 @@ CHOICES = {
     "INPUT.FORMAT": ("BGR", "RGB"),
     "INPUT.RESIZE": ("shortest_edge", "fixed", "letterbox"),
     "INPUT.ON_BAD_IMAGE": ("error", "skip"),
+    "INPUT.RESAMPLING": ("pillow", "opencv"),
+    "INPUT.RASTERIZE": ("after", "before"),
+    "INPUT.BOXES": ("masks", "annotations"),
 }
 # Their upper and lower case are one.
 CASELESS = ("SOLVER.OPTIMIZER",)
@@ -43,6 +46,9 @@ MINIMA = {
     "SOLVER.CHECKPOINT_PERIOD": 0,
     "SOLVER.NUM_DECAYS": 1,
     "INPUT.MAX_INSTANCES": 0,
+    "INPUT.DROP_SMALL.AREA": 0,
+    "INPUT.DROP_SMALL.SIDES": 0,
+    "INPUT.DROP_SMALL.PIXELS": 0,
     "TEST.IMS_PER_BATCH": 1,
     "TEST.EVAL_PERIOD": 0,
     "TEST.MASK_BUDGET_MB": 1,

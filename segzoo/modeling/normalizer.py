@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.distributed as dist
 from detectron2.utils import comm
@@ -26,7 +28,25 @@ def mean_over_ranks(counts: Tensor, mode: str) -> Tensor:
     return total / comm.get_world_size()
 
 
-def loss_normalizers(num_positives: Tensor, weight_sum: Tensor, mode: str) -> tuple[Tensor, Tensor]:
-    """(positives, at least 1; sum of the positives' weights, at least 1e-6), averaged over the ranks by one call."""
+class LossNormalizers(NamedTuple):
+    """What an FCOS-like detector divides its losses by, as means over the ranks.
+
+    num_positives: may be 0. positives: the same, of at least one positive (over all ranks). weight_sum: of the
+    positives, at least 1e-6.
+    """
+
+    num_positives: Tensor
+    positives: Tensor
+    weight_sum: Tensor
+
+
+def loss_normalizers(num_positives: Tensor, weight_sum: Tensor, mode: str) -> LossNormalizers:
+    """The means of a rank's positives and of their weights, by one call.
+
+    Args:
+        num_positives, weight_sum: scalars of this rank.
+        mode: see `mean_over_ranks`.
+    """
     means = mean_over_ranks(torch.stack((num_positives.float(), weight_sum.float())), mode)
-    return means[0].clamp(min=1.0), means[1].clamp(min=1e-6)
+    least = 1.0 if mode == "local" else 1.0 / comm.get_world_size()
+    return LossNormalizers(means[0], means[0].clamp(min=least), means[1].clamp(min=1e-6))

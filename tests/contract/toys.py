@@ -24,10 +24,16 @@ RCNN_TOY = [
     *("MODEL.TIMM.WEIGHTS", "", "MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "32"),
     *("MODEL.ROI_MASK_HEAD.CONV_DIM", "16", "MODEL.ROI_MASK_HEAD.NUM_CONV", "1"),
 ]
-# meta-architecture -> (config, changes that make it small)
+# The preset of the authors' program: box branch, degree bins, drawn contours.
+OFFICIAL_TOY = [
+    *("MODEL.POLARMASK.CONVENTION", "official", "MODEL.POLARMASK.BOX_BRANCH", "True"),
+    *("MODEL.POLARMASK.BOXES", "predicted"),
+]
+# meta-architecture, perhaps with a variant after a dash -> (config, changes that make it small)
 MODELS: dict[str, tuple[str, list[str]]] = {
     "FCOS": ("fcos_EffLite0.yaml", FCOS_TOY),
     "PolarMask": ("polarmask_EffLite0.yaml", FCOS_TOY),
+    "PolarMask-official": ("polarmask_EffLite0.yaml", FCOS_TOY + OFFICIAL_TOY),
     "MaskRCNN": ("mask_rcnn_EffLite0.yaml", RCNN_TOY),
 }
 WITHOUT_MASKS = {"FCOS"}

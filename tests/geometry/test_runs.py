@@ -24,10 +24,12 @@ def runs_slowly(masks: np.ndarray) -> list[tuple[int, int, int, int]]:
     return runs
 
 
-@pytest.mark.parametrize("width", [1, 7, 8, 9, 16, 37, 64])
+@pytest.mark.parametrize("width", [1, 7, 8, 9, 37, 64, 127, 128, 129, 256, 300])
 def test_find_runs_equal_a_loop_over_pixels_at_every_width(width: int) -> None:
     rng = np.random.default_rng(width)
-    masks = rng.random((6, 9, width)) < np.array([0.0, 0.1, 0.5, 0.9, 1.0, 0.97])[:, None, None]
+    masks = rng.random((7, 9, width)) < np.array([0.0, 0.1, 0.5, 0.9, 1.0, 0.97, 0.0])[:, None, None]
+    # Runs that begin or end where a block of 128 pixels does.
+    masks[6, 0, :128] = masks[6, 2, 128:] = masks[6, 4, 100:256] = masks[6, 6, 127:129] = True
     for stack in (torch.from_numpy(masks), torch.from_numpy(masks.transpose(0, 2, 1).copy()).transpose(1, 2)):
         runs = find_runs(stack)
         assert list(zip(*(column.tolist() for column in runs), strict=True)) == runs_slowly(masks)

@@ -8,7 +8,7 @@ import torch
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from polarmask.losses import polar_centerness
-from polarmask.rays import cast_rays
+from polarmask.rays import NO_HIT_PX, cast_rays
 from polarmask.targets import TargetRule, polar_targets
 from segzoo.geometry.components import largest_parts
 from segzoo.geometry.masks import mask_boxes
@@ -143,13 +143,13 @@ def test_polar_targets_sample_around_the_mass_or_the_box_centre() -> None:
         assert ((points - torch.as_tensor(expected)).abs() < RADIUS * 4).all()
 
 
-def test_polar_targets_of_inclusive_boxes_end_at_the_last_pixel() -> None:
+def test_official_polar_targets_have_boxes_that_end_at_the_last_pixel() -> None:
     mask = torch.zeros(1, 96, 128, dtype=torch.bool)
     mask[0, 10:41, 20:61] = True
     locations = compute_locations([(12, 16)], [8], CPU)
     point = locations.points_px[targets_of(locations, [make_instances(mask, [0])], sizes=[]).positives[0]]
-    for is_inclusive, corners in ((False, (20, 10, 61, 41)), (True, (20, 10, 60, 40))):
-        targets = targets_of(locations, [make_instances(mask, [0])], sizes=[], is_inclusive=is_inclusive)
+    for is_official, corners in ((False, (20, 10, 61, 41)), (True, (20, 10, 60, 40))):
+        targets = targets_of(locations, [make_instances(mask, [0])], sizes=[], is_official=is_official)
         x, y = point.tolist()
         expected = [x - corners[0], y - corners[1], corners[2] - x, corners[3] - y]
         assert targets.box_distances_px[0].tolist() == expected
@@ -165,22 +165,31 @@ def test_polar_targets_of_a_ring_look_through_its_hole() -> None:
 
 def test_polar_targets_of_specks_that_no_ray_meets_are_background() -> None:
     mask = torch.zeros(1, 96, 128, dtype=torch.bool)
-    # The largest part is one pixel of three; seen from around it at stride 8, some locations lie between two rays.
+    # The largest part is one pixel of three; 9 rays seen from a few pixels beside it may miss it.
     mask[0, 20, 30] = mask[0, 60, 30] = mask[0, 20, 90] = True
-    locations = compute_locations([(12, 16)], [8], CPU)
-    targets = targets_of(locations, [make_instances(mask, [1])], sizes=[])
-    in_square = ((locations.points_px - torch.tensor([30.5, 20.5])).abs() < 12).all(dim=1)
-    assert 0 < len(targets.positives) < int((in_square & (locations.points_px > 30).all(dim=1)).sum()) + 4
-    assert (targets.rays_px.amax(dim=1) > 1e-3).all()
+    locations = compute_locations([(24, 32)], [4], CPU)
+    near = ((locations.points_px - torch.tensor([30.5, 20.5])).abs() < 6).all(dim=1)
+    inside = (locations.points_px > torch.tensor([30.0, 20.0])).all(dim=1)
+    candidates = (near & inside).nonzero().squeeze(1)
+    part = find_runs(mask).select(torch.tensor([0]))
+    rays = cast_rays(part, locations.points_px[candidates], torch.zeros_like(candidates), 9)
+    is_blind = rays.amax(dim=1) <= NO_HIT_PX
+    assert is_blind.any()
+    assert not is_blind.all()
+    targets = targets_of(locations, [make_instances(mask, [1])], num_rays=9, sizes=[])
+    assert targets.positives.tolist() == candidates[~is_blind].tolist()
     assert len(targets.box_distances_px) == len(targets.positives) == int((targets.classes == 1).sum())
 
 
+@pytest.mark.parametrize("is_official", [False, True])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_case_29_polar_targets_are_the_same_on_every_device(batch: list[Instances], device: str) -> None:
+def test_case_29_polar_targets_are_the_same_on_every_device(
+    batch: list[Instances], device: str, is_official: bool
+) -> None:
     twins = make_instances(batch[0].gt_masks.tensor[[0, 0, 1, 1]], [4, 3, 2, 1])
-    expected = targets_of(pyramid((96, 128)), [twins, *batch])
+    expected = targets_of(pyramid((96, 128)), [twins, *batch], is_official=is_official)
     locations = pyramid((96, 128)).to(device)
-    found = targets_of(locations, [instances.to(device) for instances in [twins, *batch]])
+    found = targets_of(locations, [instances.to(device) for instances in [twins, *batch]], is_official=is_official)
     assert torch.equal(found.classes.cpu(), expected.classes)
     assert torch.equal(found.positives.cpu(), expected.positives)
     torch.testing.assert_close(found.rays_px.cpu(), expected.rays_px, rtol=1e-5, atol=1e-3)

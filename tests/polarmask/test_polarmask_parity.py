@@ -11,10 +11,12 @@ import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances
 
+from polarmask.decode import rays_to_contours
 from polarmask.losses import polar_centerness, polar_iou_loss
 from polarmask.official import degree_bin_rays, official_contours, walked_center
 from polarmask.polar_head import PolarMaps
 from polarmask.polarmask import PolarMask
+from polarmask.rays import ray_angles
 from polarmask.targets import PolarTargets, TargetRule, polar_targets
 from projects import get_cfg
 from segzoo.config import merge_config
@@ -23,12 +25,13 @@ from segzoo.geometry.runs import find_runs
 from segzoo.modeling.fcos.locations import compute_locations, map_sizes
 from tools import convert_weights
 
+pytestmark = pytest.mark.reference
 STRIDES, NUM_CLASSES = [8, 16, 32, 64, 128], 80
-RULE = TargetRule(36, [64, 128, 256, 512], 1.5, is_official=True, is_inclusive=True)
+RULE = TargetRule(36, [64, 128, 256, 512], 1.5, is_official=True)
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def model(repository: Any) -> PolarMask:
     config = merge_config(
         get_cfg(), str(repository / "configs/polarmask_R50_official.yaml"), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
@@ -79,6 +82,13 @@ def test_centerness_and_polar_iou_loss_equal_the_authors_in_value_and_gradient(p
     torch.testing.assert_close(loss.detach(), expected["value"], rtol=1e-5, atol=0)
     largest = float(expected["grad"].abs().max())
     assert float((rays.grad - expected["grad"]).abs().max()) <= 1e-4 * largest
+
+
+def test_rays_to_contours_equal_the_authors(parity: ModuleType) -> None:
+    sample = parity.load("polarmask_losses")
+    torch.testing.assert_close(ray_angles(36).float(), sample["angles_rad"], rtol=0, atol=1e-6)
+    contours = rays_to_contours(sample["points"], sample["targets"])
+    torch.testing.assert_close(contours.transpose(1, 2), sample["decoded_contours"], rtol=0, atol=0.01)
 
 
 def test_detections_from_the_stored_maps_equal_the_authors(parity: ModuleType, model: PolarMask) -> None:

@@ -158,3 +158,36 @@ def test_cast_rays_without_points_or_masks_is_empty() -> None:
     assert cast_rays(find_runs(torch.zeros(0, 5, 5, dtype=torch.bool)), *none, 36).shape == (0, 36)
     empty_mask = torch.zeros(1, 5, 5, dtype=torch.bool)
     assert (cast_rays(find_runs(empty_mask), torch.tensor([[2.0, 2.0]]), FIRST, 36) == NO_HIT_PX).all()
+
+
+def test_cast_rays_of_an_empty_mask_behind_a_full_one_meet_nothing() -> None:
+    masks = torch.zeros(3, 20, 20, dtype=torch.bool)
+    masks[0, 2:15, 3:18] = True
+    points = torch.tensor([[9.5, 9.5], [9.5, 9.5], [1.0, 19.0], [9.5, 9.5]])
+    rays = cast_rays(find_runs(masks), points, torch.tensor([0, 1, 1, 2]), 36)
+    assert (rays[0] > 1).all()
+    assert (rays[1:] == NO_HIT_PX).all()
+
+
+def mean_iou(masks: list[torch.Tensor], centers: list[torch.Tensor], num_rays: int) -> float:
+    overlaps = []
+    for mask, center in zip(masks, centers, strict=True):
+        rays = cast_rays(find_runs(mask[None]), center[None], FIRST, num_rays)
+        rles = polygons_to_rles(rays_to_contours(center[None], rays), *mask.shape)
+        drawn = RLEMasks(rles, tuple(mask.shape)).to_tensor()[0]
+        overlaps.append(float((drawn & mask).sum() / (drawn | mask).sum()))
+    return float(np.mean(overlaps))
+
+
+def test_more_rays_and_mass_centres_represent_masks_better() -> None:
+    # The directions of the paper's figure 7; crescents have their box's centre outside.
+    masks = [make_blob(30, seed) for seed in range(8)]
+    bent = [mask & ~torch.roll(mask, (9, 14), dims=(0, 1)) for mask in masks]
+    centers = [largest_parts(find_runs(mask[None]), 1).centers_px[0] for mask in masks]
+    ious = [mean_iou(masks, centers, num_rays) for num_rays in (4, 8, 18, 36, 90)]
+    assert ious == sorted(ious)
+    assert ious[-2] > 0.9
+    of_mass = [largest_parts(find_runs(mask[None]), 1) for mask in bent]
+    rows = [mask.nonzero() for mask in bent]
+    of_box = [(row.amin(dim=0) + row.amax(dim=0) + 1).flip(0) / 2 for row in rows]
+    assert mean_iou(bent, [part.centers_px[0] for part in of_mass], 36) > mean_iou(bent, of_box, 36)

@@ -57,6 +57,7 @@ POLARMASK_AP = """
 5-X-101-DCN-2x  35.9
 6-neither  25.1 46.4 24.5
 6-both  29.1 49.5 29.7
+6-ESE-Seg  21.6 48.7 22.4
 """
 # Frames a second in all and of the network alone; GMAC and millions of parameters; frames a second and milliseconds.
 POLARMASK_COSTS: dict[str, dict[str, float]] = {
@@ -67,7 +68,9 @@ POLARMASK_COSTS: dict[str, dict[str, float]] = {
     "3-without-box": {"GMAC": 202.3, "trainable M": 32.09},
     "3-with-box": {"GMAC": 252.7, "trainable M": 34.46},
     "3-Mask-R-CNN": {"GMAC": 275.5, "trainable M": 44.18},
+    "3-YOLACT": {"GMAC": 196.8, "trainable M": 31.16},
     "4-R-101": {"FPS": 12.3, "ms": 81},
+    "4-TensorMask-R-101": {"FPS": 2.63, "ms": 380},
     "4-R-101-DCN": {"FPS": 8.18, "ms": 122},
     "4-Mask-R-CNN-R-101": {"FPS": 5.12, "ms": 195},
 }
@@ -153,7 +156,7 @@ QUICK |= {"5-R-50-DCN-1x", "5-X-101-DCN-1x"}
 
 def own_models(rows: Iterable[Row]) -> list[Any]:
     """The rows that are no other row's model, as parameters of a test."""
-    own = [row for row in rows if not row.model_of]
+    own = [row for row in rows if not row.model_of and not row.cited]
     return [pytest.param(row, id=row.id, marks=[] if row.id in QUICK else [pytest.mark.slow]) for row in own]
 
 
@@ -191,14 +194,22 @@ def two_steps(cfg: CfgNode, model: torch.nn.Module, batch: list[dict]) -> set[st
     return {key for key, parameter in model.named_parameters() if not torch.equal(parameter, before[key])}
 
 
-@pytest.mark.parametrize("row", own_models(POLARMASK.values()))
+# A leaf that no row of a table names.
+OFFICIAL = Row("official", "", "", {}, str(REPOSITORY / "configs" / "polarmask_R50_official.yaml"), {})
+
+
+@pytest.mark.parametrize("row", [*own_models(POLARMASK.values()), pytest.param(OFFICIAL, id="official")])
 def test_row_takes_two_steps_and_predicts(row: Row) -> None:
     cfg = narrow_config(row)
     model = build_model(cfg)
     masks = [ellipse(SIZE, center, radii) for center, radii in OBJECTS]
     batch = [make_input(SIZE, masks, seed=0), make_input(SIZE, masks[:1], seed=1)]
     moved = two_steps(cfg, model, batch)
-    assert moved == {key for key, parameter in model.named_parameters() if parameter.requires_grad}
+    still = {key for key, parameter in model.named_parameters() if parameter.requires_grad} - moved
+    if row is OFFICIAL:
+        # Small contours leave degrees empty, a centerness of nearly 0: too little to move a level's scale from 1.
+        still = {key for key in still if "mask_scales" not in key}
+    assert not still
     with torch.no_grad():
         detections = model.eval()([{key: batch[0][key] for key in ("image", "height", "width")}])[0]["instances"]
     assert len(detections) == 5

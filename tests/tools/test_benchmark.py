@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from projects.PolarMask import benchmark as polarmask
+from segzoo.errors import SegZooError
 from segzoo.evaluation.timing import Comparison, compare_times
 from tools import benchmark as command
 
@@ -39,7 +40,7 @@ def test_benchmark_targets_compares_equal_targets_for_both_rules_and_batches() -
 
 def test_benchmark_targets_that_disagree_with_the_oracle_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(polarmask, "_exact_rays", lambda sides, point: np.ones(polarmask.NUM_RAYS))
-    with pytest.raises(RuntimeError, match="rays differ"):
+    with pytest.raises(SegZooError, match="rays differ"):
         list(polarmask.benchmark_targets(1, CPU, counts=(3,), batches=(1,), size=SMALL))
 
 
@@ -63,6 +64,7 @@ def test_benchmark_prints_rows_and_json(capsys: pytest.CaptureFixture[str], monk
         (["targets", "--repeats", "0"], "--repeats 0"),
         (["decode", "--threads", "0"], "--threads 0"),
         (["decode"], "no benchmark 'decode'"),
+        (["targets", "--device", "abacus"], "abacus"),
     ],
 )
 def test_benchmark_bad_input_ends_with_code_2(

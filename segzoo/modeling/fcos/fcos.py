@@ -145,16 +145,14 @@ class FCOS(nn.Module):
         positives = (classes < self.num_classes).nonzero().squeeze(1)
         gt_distances = distances[positives]
         weights = box_centerness(gt_distances)
-        num_positives, weight_sum = loss_normalizers(
-            classes.new_tensor(len(positives)), weights.sum(), self.normalizer_mode
-        )
+        normalizers = loss_normalizers(classes.new_tensor(len(positives)), weights.sum(), self.normalizer_mode)
         pred_distances = exp_size(flatten_levels(maps.box_logits).flatten(0, 1)[positives])
         centerness_logits = flatten_levels(maps.centerness_logits).flatten()[positives]
         cls_logits = flatten_levels(maps.cls_logits).flatten(0, 1)
         return {
-            "loss_cls": focal_loss(cls_logits, classes, self.focal_alpha, self.focal_gamma) / num_positives,
-            "loss_box": iou_loss(pred_distances, gt_distances, weights) / weight_sum,
-            "loss_centerness": centerness_loss(centerness_logits, weights) / num_positives,
+            "loss_cls": focal_loss(cls_logits, classes, self.focal_alpha, self.focal_gamma) / normalizers.positives,
+            "loss_box": iou_loss(pred_distances, gt_distances, weights) / normalizers.weight_sum,
+            "loss_centerness": centerness_loss(centerness_logits, weights) / normalizers.positives,
         }
 
     @torch.no_grad()
