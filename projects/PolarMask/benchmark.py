@@ -246,7 +246,7 @@ def numpy_decode(
     """Scores (D,), best first, and RLEs of one image: greedy NMS class by class, one full-size mask at a time."""
     flat = [torch.cat([level[0].flatten(1).T for level in column]).numpy() for column in maps]
     all_points = make_locations(input_size).points_px.numpy()
-    is_inside: np.ndarray = (all_points < input_size[::-1]).all(axis=1)
+    is_inside: np.ndarray = np.all(all_points < input_size[::-1], axis=1)
     cls_scores = np.where(is_inside[:, None], 1 / (1 + np.exp(-flat[0])), -1)
     centerness = 1 / (1 + np.exp(-flat[1][:, 0]))
     ranking, kept, start = (cls_scores * centerness[:, None]).max(axis=1), [], 0
