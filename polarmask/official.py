@@ -24,7 +24,7 @@ from torch import Tensor
 from polarmask.rays import NO_HIT_PX, point_blocks
 from segzoo.geometry.components import filled_parts
 from segzoo.geometry.outlines import Pixels, boundary_pixels
-from segzoo.geometry.runs import Runs, expand, paint_runs, touching_runs
+from segzoo.geometry.runs import Runs, expand_ranges, paint_runs, touching_runs
 
 # A ray without a point at its own degree looks at these neighbours, in this order; angles do not wrap around.
 DEGREE_OFFSETS = (0, 1, -1, 2, -2, 3, -3)
@@ -80,16 +80,16 @@ def degree_bin_rays(contours: OfficialContours, points_px: Tensor, point_masks: 
     first = torch.searchsorted(pixels.mask, point_masks)
     count = torch.searchsorted(pixels.mask, point_masks, right=True) - first
     farthest = points_px.new_full((len(points_px), NUM_DEGREES + 2 * len(DEGREE_OFFSETS)), -1.0)
+    columns = pixels.x_y.T.to(points_px.dtype).contiguous()
     for block in point_blocks(count):
-        owner, position = expand(count[block])
-        point = owner + block.start
-        pixel = first.index_select(0, point) + position
+        owner, pixel = expand_ranges(first[block], count[block])
         x, y = (
-            pixels.x_y[:, axis].index_select(0, pixel) - points_px[:, axis].index_select(0, point) for axis in (0, 1)
+            column.index_select(0, pixel) - own.index_select(0, owner)
+            for column, own in zip(columns, points_px[block].unbind(dim=1), strict=True)
         )
         degrees = torch.atan2(x, y) * 180 / math.pi
         degrees = torch.where(degrees < 0, degrees + 360, degrees).long()
-        slot = point * farthest.shape[1] + len(DEGREE_OFFSETS) + degrees
+        slot = (owner + block.start) * farthest.shape[1] + len(DEGREE_OFFSETS) + degrees
         farthest.view(-1).scatter_reduce_(0, slot, x * x + y * y, "amax")
     own_degree = torch.arange(num_rays, device=points_px.device) * (360 // num_rays)
     neighbours = own_degree[:, None] + own_degree.new_tensor(DEGREE_OFFSETS) + len(DEGREE_OFFSETS)

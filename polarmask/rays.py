@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from segzoo.geometry.outlines import Outlines, outlines
-from segzoo.geometry.runs import Runs, expand
+from segzoo.geometry.runs import Runs, expand, expand_ranges
 
 # The distance of a ray that meets nothing, as in the paper (section 3.2).
 NO_HIT_PX = 1e-6
@@ -133,8 +133,7 @@ def _make_pairs(
     sides: Outlines, points_px: Tensor, first: Tensor, count: Tensor, first_point: int, num_rays: int
 ) -> Pairs:
     """The pairs of (4, p) ranges of sides of the points from `first_point` on."""
-    facing_point, position = expand(count.flatten())
-    side = first.flatten().index_select(0, facing_point) + position
+    facing_point, side = expand_ranges(first.flatten(), count.flatten())
     point = torch.arange(first_point, first_point + count.shape[1], device=side.device)
     x, y = points_px[first_point : first_point + len(point)].unbind(dim=1)
     offsets, starts, ends, acrosses, alongs, bases = [], [], [], [], [], []

@@ -1,6 +1,6 @@
 """Times the parts of a method that are its own, beside plain numpy programs that compute the same.
 
-    python tools/benchmark.py targets [--method PolarMask] [--repeats 15] [--threads 1] [--device cpu] [--json]
+    python tools/benchmark.py targets [--method polarmask] [--repeats 15] [--threads 1] [--device cpu] [--json]
     python tools/benchmark.py decode
 
 Both run in turns in one process on the same input, after their results were compared; only the ratio says something
@@ -27,15 +27,15 @@ from segzoo.evaluation.timing import Comparison
 PROJECTS = Path(__file__).resolve().parents[1] / "projects"
 
 
-def methods_with_benchmarks() -> list[str]:
-    """Names of the folders below projects/ that have a benchmark.py."""
-    return sorted(path.parent.name for path in PROJECTS.glob("*/benchmark.py"))
+def methods_with_benchmarks() -> dict[str, str]:
+    """Name in small letters -> folder below projects/ that has a benchmark.py."""
+    return {folder.lower(): folder for folder in sorted(path.parent.name for path in PROJECTS.glob("*/benchmark.py"))}
 
 
 def build_argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["targets", "decode"], help="what to time")
-    parser.add_argument("--method", choices=methods_with_benchmarks(), default="PolarMask", help="whose")
+    parser.add_argument("--method", choices=list(methods_with_benchmarks()), default="polarmask")
     parser.add_argument("--repeats", type=int, default=15, help="timed turns (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
     parser.add_argument("--device", default="cpu", help='device of ours, "cpu" or "cuda"; the oracle needs the CPU')
@@ -57,7 +57,7 @@ def run(part: str, method: str, repeats: int, threads: int, device_name: str) ->
         raise ConfigError(f"--device {device_name!r} is no device of torch", 'use "cpu" or "cuda"') from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"--device {device_name}: torch sees no GPU", "use --device cpu")
-    benchmarks = importlib.import_module(f"projects.{method}.benchmark").BENCHMARKS
+    benchmarks = importlib.import_module(f"projects.{methods_with_benchmarks()[method]}.benchmark").BENCHMARKS
     if part not in benchmarks:
         raise ConfigError(f"{method} has no benchmark {part!r}", f"it has {', '.join(benchmarks)}")
     torch.set_num_threads(threads)

@@ -139,8 +139,8 @@ def touching_runs(runs: Runs, *, diagonal: bool) -> Contacts:
     # Runs [c, d) of the next row touch [a, b) when c < b and d > a; at a corner also when c == b or d == a.
     first = torch.searchsorted(ends, starts + width, right=not diagonal)
     counts = (torch.searchsorted(starts, ends + width, right=diagonal) - first).clamp(min=0)
-    upper, position = expand(counts)
-    return Contacts(upper, first.index_select(0, upper) + position, counts)
+    upper, lower = expand_ranges(first, counts)
+    return Contacts(upper, lower, counts)
 
 
 def expand(counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,6 +148,13 @@ def expand(counts: Tensor) -> tuple[Tensor, Tensor]:
     owner = torch.repeat_interleave(counts)
     first = (counts.cumsum(0) - counts).index_select(0, owner)
     return owner, torch.arange(len(owner), device=counts.device) - first
+
+
+def expand_ranges(first: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Ragged ranges: every index i repeated counts[i] times, and first[i] .. first[i] + counts[i] - 1."""
+    owner = torch.repeat_interleave(counts)
+    shift = (first - counts.cumsum(0) + counts).index_select(0, owner)
+    return owner, torch.arange(len(owner), device=counts.device) + shift
 
 
 def toggle(line: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
