@@ -10,8 +10,8 @@ from torch import Tensor
 
 from segzoo.errors import CheckpointError
 
-# {group}, {group+1}, {group-1}, {3*group} and {3*group+1} of a template.
-_FIELD = re.compile(r"\{(?:(?P<factor>\d+)\*)?(?P<group>[a-z_]+)(?P<offset>[+-]\d+)?\}")
+# {group}, {group+1}, {3*group} and {3*group+1} of a template.
+_FIELD = re.compile(r"\{(?:(?P<factor>\d+)\*)?(?P<group>[a-z_]+)(?:\+(?P<offset>\d+))?\}")
 
 LEAF = r"(?P<leaf>weight|bias)"
 NORM_LEAF = r"(?P<leaf>weight|bias|running_mean|running_var)"

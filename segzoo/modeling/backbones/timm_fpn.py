@@ -202,19 +202,6 @@ def _warn_of_other_normalisation(cfg: CfgNode) -> None:
 
 
 @BACKBONE_REGISTRY.register()
-def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
-    """timm extractor (MODEL.TIMM) alone, for methods with a neck of their own.
-
-    Returns:
-        A backbone (N, 3, H, W) -> {"res<i>": (N, C, H / 2^i, W / 2^i)} for MODEL.TIMM.OUT_STRIDES.
-
-    Raises:
-        ConfigError: see `TimmBackbone`.
-    """
-    return _build_bottom_up(cfg, input_shape)
-
-
-@BACKBONE_REGISTRY.register()
 def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """timm extractor (MODEL.TIMM) and FPN (MODEL.FPN) with two more levels, by default P3..P7.
 
