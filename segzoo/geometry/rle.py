@@ -116,9 +116,22 @@ def encode_columns(columns: np.ndarray, left: int, image_size: tuple[int, int]) 
         left: number of the first column.
         image_size: (H, W) of the mask, empty elsewhere.
     """
-    height, width = image_size
     pixels = np.pad(columns.T.reshape(-1) != 0, 1)
-    edges = np.flatnonzero(pixels[1:] != pixels[:-1]) + left * height
+    return encode_edges(np.flatnonzero(pixels[1:] != pixels[:-1]) + left * image_size[0], image_size)
+
+
+def encode_edges(edges: np.ndarray, image_size: tuple[int, int]) -> dict:
+    """Compressed RLE of a mask from the places where it changes.
+
+    Args:
+        edges: ascending numbers of pixels, counted down the columns: the first of a run, the first behind it, the
+            first of the next one, ... A run that begins where another ends is joined to it.
+        image_size: (H, W) of the mask.
+    """
+    height, width = image_size
+    is_joint = edges[1:] == edges[:-1]
+    if is_joint.any():
+        edges = edges[~(np.append(is_joint, False) | np.insert(is_joint, 0, False))]
     lengths = np.diff(edges, prepend=0, append=height * width)
     if len(lengths) > 1 and lengths[-1] == 0:
         lengths = lengths[:-1]

@@ -8,6 +8,7 @@ Shape shorthand: M masks, T runs, H, W.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -155,6 +156,22 @@ def expand_ranges(first: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     owner = torch.repeat_interleave(counts)
     shift = (first - counts.cumsum(0) + counts).index_select(0, owner)
     return owner, torch.arange(len(owner), device=counts.device) + shift
+
+
+def bounded_blocks(counts: Tensor, limit: int) -> list[slice]:
+    """Consecutive ranges of the entries of `counts` that add up to at most `limit` (or hold one entry) each."""
+    total = counts.cumsum(0)
+    if len(counts) == 0:
+        return []
+    if int(total[-1]) <= limit:
+        return [slice(0, len(counts))]
+    bounds, blocks, start = total.tolist(), [], 0
+    while start < len(bounds):
+        used = bounds[start - 1] if start else 0
+        stop = max(start + 1, bisect.bisect_right(bounds, used + limit))
+        blocks.append(slice(start, stop))
+        start = stop
+    return blocks
 
 
 def toggle(line: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
