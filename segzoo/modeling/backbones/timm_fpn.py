@@ -1,4 +1,4 @@
-"""Any timm feature extractor as a Detectron2 backbone, with a feature pyramid on top.
+"""Any timm feature extractor as a Detectron2 backbone, alone or with a feature pyramid on top.
 
 Shape shorthand:
     N: images; C: channels of a level; H, W: size of the (padded) image.
@@ -84,6 +84,11 @@ class TimmBackbone(Backbone):
         """Channels and stride of every feature by name."""
         return dict(self._shapes)
 
+    @property
+    def size_divisibility(self) -> int:
+        """Sides of this multiple halve evenly down to the coarsest feature."""
+        return max(shape.stride for shape in self._shapes.values())
+
     def train(self, mode: bool = True) -> TimmBackbone:
         """As nn.Module.train, but frozen norms stay in eval mode."""
         super().train(mode)
@@ -146,11 +151,20 @@ def _feature_indices(name: str, reductions: Sequence[int], out_strides: Sequence
     return tuple(last_of_stride[stride] for stride in out_strides)
 
 
-def _build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
+@BACKBONE_REGISTRY.register()
+def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
+    """timm extractor (MODEL.TIMM) without a pyramid.
+
+    Returns:
+        A backbone (N, 3, H, W) -> {"res<i>": (N, C, H / 2^i, W / 2^i)} for the strides 2^i of MODEL.TIMM.OUT_STRIDES.
+
+    Raises:
+        ConfigError: see `TimmBackbone`.
+    """
     node = cfg.MODEL.TIMM
     freeze_bn, freeze_at = _frozen_parts(cfg)
     _warn_of_other_normalisation(cfg)
-    bottom_up = TimmBackbone(
+    return TimmBackbone(
         node.NAME,
         out_strides=node.OUT_STRIDES,
         weights=node.WEIGHTS,
@@ -158,6 +172,10 @@ def _build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
         freeze_at=freeze_at,
         in_channels=input_shape.channels,
     )
+
+
+def _build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
+    node, bottom_up = cfg.MODEL.TIMM, build_timm_backbone(cfg, input_shape)
     names, wanted = list(bottom_up.output_shape()), list(cfg.MODEL.FPN.IN_FEATURES)
     if wanted and wanted != names:
         raise ConfigError(
