@@ -14,8 +14,9 @@ from tests.contract.toys import NUM_CLASSES, WITHOUT_MASKS, make_input, toy_conf
 
 Build = Callable[..., torch.nn.Module]
 # Thresholds 0: an untrained model finds as much as it may.
-FIND_ALL = ("MODEL.FCOS.SCORE_THRESH_TEST", 0.0, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
-FIND_NONE = ("MODEL.FCOS.SCORE_THRESH_TEST", 1.0, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 1.0)
+THRESHOLDS = [f"MODEL.{head}.SCORE_THRESH_TEST" for head in ("FCOS", "ROI_HEADS", "ORIENMASK")]
+FIND_ALL = [word for key in THRESHOLDS for word in (key, 0.0)]
+FIND_NONE = [word for key in THRESHOLDS for word in (key, 1.0)]
 
 
 def predict(model: torch.nn.Module, batch: list[dict]) -> list[Instances]:
