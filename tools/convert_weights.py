@@ -1,6 +1,7 @@
-"""Turns a file of weights that the authors of a paper released into one that MODEL.WEIGHTS loads.
+"""Turns a file of weights that the authors of a paper or of Darknet released into one that MODEL.WEIGHTS loads.
 
     python tools/convert_weights.py --input epoch_12.pth --output polarmask_r50.pth [--format polarmask] [--json]
+    python tools/convert_weights.py --input darknet53.conv.74 --output darknet53.pth
 
 Prints what became of every entry, and the config that the weights belong to. Reads without running the file's code.
 Where something is missing, unknown or of another shape nothing is written and the exit code is 2.
@@ -64,7 +65,7 @@ def examine(path: str, format_name: str) -> Report:
         shapes = model_shapes(merge_config(cfg, opts=options))
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{path}: {error.message}", error.remedy) from error
-    return compare(renamed, shapes, provenance(path, converter, source, fit, options))
+    return compare(renamed, shapes, provenance(path, converter, source, fit, options), fit.part)
 
 
 def check_output(source: str, output: str) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 import segzoo
 from segzoo.engine.checkpoint import read_checkpoint, write_atomically
 from segzoo.engine.renaming import Renamed, Rule, bare_name, rename
-from segzoo.engine.weights import mismatch_report
+from segzoo.engine.weights import count_by_part, mismatch_report
 from segzoo.errors import CheckpointError, TrainingError
 
 AUTO = "auto"
@@ -53,11 +53,14 @@ class Fit:
         config_file: config of this repository that is nearest.
         options: config key -> value that the weights ask for; those that the config has already may be among them.
         found: what the names and shapes tell, in words, for the report.
+        part: what stands before our names of all that such files hold, where that is not the whole model, such as
+            ("backbone.",); () = the whole model.
     """
 
     config_file: str
     options: dict[str, Any]
     found: dict[str, str]
+    part: tuple[str, ...] = ()
 
 
 def read_pth(path: str) -> Source:
@@ -87,6 +90,8 @@ class Converter:
         rules: their names -> ours.
         fit: renamed weights -> the model that they belong to; raises CheckpointError if they cannot tell.
         read: path -> the file's content; raises CheckpointError for files of another kind.
+        claims: path -> whether its first bytes are those of this kind only, so that nothing else need read it and this
+            format tells what is wrong with it; None = they do not tell.
     """
 
     name: str
@@ -95,6 +100,7 @@ class Converter:
     rules: Sequence[Rule]
     fit: Callable[[Mapping[str, Tensor]], Fit]
     read: Callable[[str], Source] = read_pth
+    claims: Callable[[str], bool] | None = None
 
     def recognises(self, source: Source) -> bool:
         """Whether a name carries the mark."""
@@ -108,6 +114,7 @@ def open_source(path: str, converters: Sequence[Converter], name: str = AUTO) ->
         CheckpointError: unreadable, unsafe, or of no such format.
     """
     candidates = [converter for converter in converters if name in (AUTO, converter.name)]
+    candidates = [converter for converter in candidates if converter.claims and converter.claims(path)] or candidates
     errors, sources = [], dict.fromkeys((converter.read for converter in candidates), Source({}))
     for read in sources:
         try:
@@ -179,12 +186,16 @@ class Report:
         renamed: see there.
         missing: entries of the model that the file lacks, by our names.
         wrong_shape: "name (theirs) -> (the model's)".
+        part: see `Fit`.
+        left_out: entries of the model outside of `part`, which stay as they are initialised.
     """
 
     record: dict[str, Any]
     renamed: Renamed
     missing: list[str]
     wrong_shape: list[str]
+    part: tuple[str, ...] = ()
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def problem(self) -> str:
@@ -206,6 +217,8 @@ class Report:
             "unexpected": self.renamed.unexpected,
             "wrong_shape": self.wrong_shape,
             "dropped": self.renamed.dropped,
+            "part": list(self.part),
+            "left_out": self.left_out,
         }
 
     def text(self) -> str:
@@ -224,25 +237,32 @@ class Report:
         lines += [f"{key}: {record[key]}" for key in ("file", "sha256", "format", "date", "segzoo")]
         lines += [f"{key}: {_shortened(value)}" for key, value in _flat(record["notes"])]
         lines += [f"{what}: {value}" for what, value in record["found"].items()]
+        if self.left_out:
+            lines.append(f"not in such files, stays random: {count_by_part(self.left_out)}")
         config = shlex.join(["--config-file", record["config_file"], *record["options"]])
         return "\n".join([*lines, f"parameters: {self.parameters:,}", f"belongs to: {config}"])
 
 
-def compare(renamed: Renamed, shapes: Mapping[str, tuple[int, ...]], record: dict[str, Any]) -> Report:
-    """Holds renamed weights against the model's shapes, key by key.
+def compare(
+    renamed: Renamed, shapes: Mapping[str, tuple[int, ...]], record: dict[str, Any], part: tuple[str, ...] = ()
+) -> Report:
+    """Holds renamed weights against the model's shapes, key by key; only within `part` (see `Fit`) must all be there.
 
     Entries that the model does not have move to the unexpected ones. Counters of batch norms may be missing.
     """
     alien = [theirs for theirs, ours in renamed.used.items() if ours not in shapes]
     kept = {theirs: ours for theirs, ours in renamed.used.items() if ours in shapes}
     weights = {ours: renamed.weights[ours] for ours in kept.values()}
-    missing = [name for name in shapes if name not in weights and not name.endswith("num_batches_tracked")]
+    absent = [name for name in shapes if name not in weights and not name.endswith("num_batches_tracked")]
+    left_out = [name for name in absent if part and not name.startswith(part)]
+    missing = [name for name in absent if name not in set(left_out)]
     wrong = [
         f"{name} {tuple(value.shape)} -> {shapes[name]}"
         for name, value in weights.items()
         if tuple(value.shape) != shapes[name]
     ]
-    return Report(record, Renamed(weights, kept, renamed.dropped, renamed.unexpected + alien), missing, wrong)
+    renamed = Renamed(weights, kept, renamed.dropped, renamed.unexpected + alien)
+    return Report(record, renamed, missing, wrong, part, left_out)
 
 
 def provenance(path: str, converter: Converter, source: Source, fit: Fit, options: Sequence[str]) -> dict[str, Any]:
@@ -289,14 +309,17 @@ def _is_plain(value: Any) -> bool:
 
 
 def write_converted(path: str, report: Report) -> None:
-    """Writes {"model": weights, "source": provenance}, which `load_weights` reads.
+    """Writes {"model": weights, "source": provenance}, which `load_weights` reads; with "part" if it is only a part.
 
     Raises:
         CheckpointError: the file cannot be written.
     """
     dropped = {why: list(names) for why, names in report.renamed.dropped.items()}
+    content = {"model": report.renamed.weights, "source": {**report.record, "dropped": dropped}}
+    if report.part:
+        content["part"] = list(report.part)
     try:
-        write_atomically(path, {"model": report.renamed.weights, "source": {**report.record, "dropped": dropped}})
+        write_atomically(path, content)
     except TrainingError as error:
         # Its remedy speaks of training runs.
         raise CheckpointError(error.message, "check the folder of --output and the space on its disk") from error

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from segzoo.errors import CheckpointError
 
-# {group}, {group+1}, {3*group} and {3*group+1} of a template.
-_FIELD = re.compile(r"\{(?:(?P<factor>\d+)\*)?(?P<group>[a-z_]+)(?:\+(?P<offset>\d+))?\}")
+# {group}, {group+1}, {group-1}, {3*group} and {3*group+1} of a template.
+_FIELD = re.compile(r"\{(?:(?P<factor>\d+)\*)?(?P<group>[a-z_]+)(?P<offset>[+-]\d+)?\}")
 
 LEAF = r"(?P<leaf>weight|bias)"
 NORM_LEAF = r"(?P<leaf>weight|bias|running_mean|running_var)"
@@ -28,12 +28,15 @@ class Rule:
             "" = the entry is dropped.
         why: the reason for dropping it.
         shape: what the value is reshaped to; None = it stays as it is.
+        order: our row i of the value is their row order[i], where two programs list channels differently; () = the
+            same order.
     """
 
     pattern: str
     template: str
     why: str = ""
     shape: tuple[int, ...] | None = None
+    order: tuple[int, ...] = ()
 
 
 @dataclass
@@ -83,7 +86,7 @@ def rename(weights: Mapping[str, Tensor], rules: Iterable[Rule]) -> Renamed:
     """Applies to every entry the first rule that knows its `bare_name`.
 
     Raises:
-        CheckpointError: two entries ask for one name, or a value cannot take the shape of its rule.
+        CheckpointError: two entries ask for one name, or a value cannot take the shape or order of its rule.
     """
     compiled = [(re.compile(rule.pattern), rule) for rule in rules]
     result = Renamed()
@@ -94,7 +97,7 @@ def rename(weights: Mapping[str, Tensor], rules: Iterable[Rule]) -> Renamed:
         elif not found[1].template:
             result.dropped.setdefault(found[1].why, []).append(name)
         else:
-            _use(result, name, _fill(found[1].template, found[0]), _reshape(name, value, found[1].shape))
+            _use(result, name, _fill(found[1].template, found[0]), _arrange(name, value, found[1]))
     return result
 
 
@@ -116,10 +119,14 @@ def _fill(template: str, match: re.Match[str]) -> str:
     return _FIELD.sub(value, template)
 
 
-def _reshape(name: str, value: Tensor, shape: tuple[int, ...] | None) -> Tensor:
-    if shape is None:
+def _arrange(name: str, value: Tensor, rule: Rule) -> Tensor:
+    if rule.order:
+        if tuple(value.shape[:1]) != (len(rule.order),):
+            raise CheckpointError(f"entry {name!r} is {tuple(value.shape)}, not one of {len(rule.order)} rows")
+        value = value[list(rule.order)]
+    if rule.shape is None:
         return value
     try:
-        return value.reshape(shape)
+        return value.reshape(rule.shape)
     except RuntimeError as error:
-        raise CheckpointError(f"entry {name!r} is {tuple(value.shape)}, not {shape}") from error
+        raise CheckpointError(f"entry {name!r} is {tuple(value.shape)}, not {rule.shape}") from error

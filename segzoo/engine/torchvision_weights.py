@@ -53,8 +53,8 @@ def rename_resnet(weights: Mapping[str, Any], model: nn.Module, prefix: str, pat
     return entries | {name: weights[name] for name in renamed.unexpected}
 
 
-def absent_entries(model: nn.Module, prefix: str, weights: Mapping[str, Any]) -> list[str]:
-    """Entries of the ResNet at `prefix` that a file for it should have and has not.
+def absent_entries(model: nn.Module, part: tuple[str, ...], weights: Mapping[str, Any]) -> list[str]:
+    """Entries of the model below the prefixes `part` that a file for it should have and has not.
 
     Frozen batch norms would fill in missing statistics without a word. The offsets of deformable convolutions may be
     missing: they start at zero, as the plain convolution that the file was trained with.
@@ -63,7 +63,7 @@ def absent_entries(model: nn.Module, prefix: str, weights: Mapping[str, Any]) ->
     return [
         name
         for name in model.state_dict()
-        if name.startswith(prefix) and name not in weights and not name.endswith(optional)
+        if name.startswith(part) and name not in weights and not name.endswith(optional)
     ]
 
 

@@ -6,6 +6,8 @@ import io
 import logging
 import os
 import pickle
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from segzoo.engine.checkpoint import read_checkpoint
+from segzoo.engine.darknet_weights import is_darknet_file
 from segzoo.engine.torchvision_weights import absent_entries, is_torchvision_resnet, rename_resnet, resnet_prefix
 from segzoo.errors import CheckpointError
 
@@ -84,20 +87,33 @@ class _ZooCheckpointer(DetectionCheckpointer):
         return {"model": arrays, "__author__": "Caffe2", "matching_heuristics": True}
 
     def _read_pth(self, filename: str) -> dict[str, Any]:
-        """{"model": weights}, and under "part" what stands before their names where they fill a part of the model."""
-        weights = _state_dict_of(read_checkpoint(filename))
+        """{"model": weights}, and under "part" what stands before their names where they fill a part of the model.
+
+        A converted file says itself that it is one; any other is whole, or damaged.
+        """
+        if is_darknet_file(filename):
+            raise CheckpointError(
+                f"{filename}: Darknet's own format, not to be loaded as it is",
+                f"python tools/convert_weights.py --input {filename} --output darknet.pth; MODEL.WEIGHTS darknet.pth",
+            )
+        checkpoint = read_checkpoint(filename)
+        weights = _state_dict_of(checkpoint)
         if not is_torchvision_resnet(weights):
-            return {"model": weights}
+            return {"model": weights, "part": _part_of(checkpoint, filename)}
         prefix = resnet_prefix(self.model, filename)
-        return {"model": rename_resnet(weights, self.model, prefix, filename), "part": prefix}
+        return {
+            "model": rename_resnet(weights, self.model, prefix, filename),
+            "part": (prefix,),
+            "keys": "MODEL.RESNETS (DEPTH, NUM_GROUPS, WIDTH_PER_GROUP)",
+        }
 
 
 def load_weights(model: nn.Module, path: str, allow_head_mismatch: bool = False) -> None:
     """Loads `path` (MODEL.WEIGHTS) into `model` (not wrapped in DDP), in place; "" loads nothing.
 
     A checkpoint with an EMA gives its averaged weights. ImageNet files of Detectron2 (.pkl) fill the backbone by
-    matching names; those of torchvision's ResNets and ResNeXts (.pth) fill Detectron2's ResNet key by key; all other
-    files must fit the whole model key by key.
+    matching names; those of torchvision's ResNets and ResNeXts (.pth) fill Detectron2's ResNet key by key; converted
+    files of a backbone or a detector fill that part key by key; all other files must fit the whole model key by key.
 
     Args:
         path: a file, or a URL that Detectron2's PathManager knows (detectron2://, https://).
@@ -111,10 +127,11 @@ def load_weights(model: nn.Module, path: str, allow_head_mismatch: bool = False)
     local_path = resolve_path(path)
     checkpointer = _ZooCheckpointer(model, save_to_disk=False)
     content = checkpointer._load_file(local_path)
-    is_heuristic, part = bool(content.get("matching_heuristics", False)), content.get("part", "")
+    is_heuristic, part = bool(content.get("matching_heuristics", False)), content.get("part", ())
     _check_values(content["model"], path)
     before = len(content["model"])
-    absent = absent_entries(model, part, content["model"])
+    absent = absent_entries(model, part, content["model"]) if part else []
+    left_out = [key for key in model.state_dict() if part and not key.startswith(part) and not _is_counter(key)]
     incompatible = checkpointer._load_model(content)
     num_loaded = len(model.state_dict()) - len(incompatible.missing_keys)
     reshaped = {key for key, _, _ in incompatible.incorrect_shapes}
@@ -127,8 +144,13 @@ def load_weights(model: nn.Module, path: str, allow_head_mismatch: bool = False)
     if num_loaded <= 0:
         raise CheckpointError(f"{path}: none of its {before} entries fits the model{report}", "check MODEL.WEIGHTS")
     if report and not is_heuristic:
-        _refuse_or_warn(path, report, part, allow_head_mismatch)
-    elif is_heuristic or part:
+        _refuse_or_warn(path, report, content.get("keys", "the class count"), allow_head_mismatch)
+    elif left_out:
+        logger.info(
+            "%s: %d of the model's entries filled; not in such files, as initialised: %s",
+            *(path, num_loaded, count_by_part(left_out)),
+        )
+    elif is_heuristic:
         logger.info("%s: %d of the model's entries filled, the rest is new", path, num_loaded)
     else:
         logger.info("%s: all %d entries of the model loaded", path, num_loaded)
@@ -138,11 +160,16 @@ def _is_counter(name: str) -> bool:
     return name.endswith("num_batches_tracked")
 
 
-def _refuse_or_warn(path: str, report: str, part: str, is_allowed: bool) -> None:
+def count_by_part(names: Iterable[str]) -> str:
+    """Entries of a model by what stands before their first dot: "neck (85), orien_head (60)"."""
+    counts = Counter(name.split(".")[0] for name in names)
+    return ", ".join(f"{part} ({count})" for part, count in counts.items())
+
+
+def _refuse_or_warn(path: str, report: str, keys: str, is_allowed: bool) -> None:
     if is_allowed:
         logger.warning("%s: loaded but for these (--allow-head-mismatch)%s", path, report)
         return
-    keys = "MODEL.RESNETS (DEPTH, NUM_GROUPS, WIDTH_PER_GROUP)" if part else "the class count"
     raise CheckpointError(
         f"{path}: does not fit the model{report}",
         f"check MODEL.WEIGHTS and {keys}, or give --allow-head-mismatch to load the rest",
@@ -196,6 +223,13 @@ def _state_dict_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
         for name, tensor in average["shadow"].items():
             weights[name] = tensor.to(weights[name].dtype) if name in weights else tensor
     return weights
+
+
+def _part_of(checkpoint: dict[str, Any], path: str) -> tuple[str, ...]:
+    part = checkpoint.get("part", []) if "model" in checkpoint else []
+    if not isinstance(part, list) or not all(isinstance(prefix, str) and prefix for prefix in part):
+        raise CheckpointError(f"{path}: its 'part' is {part!r}, not a list of names", "convert the original again")
+    return tuple(part)
 
 
 def _check_values(weights: Any, path: str) -> None:
