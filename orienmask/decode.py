@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from detectron2.layers import batched_nms
 from torch import Tensor
@@ -124,18 +125,20 @@ def orientation_masks(
     columns = _sample_points(width, input_size[1], orientations.device)
     bytes_per_column = max(1, height) * (END_POINT_BYTES + MASK_BYTES * len(detections.anchors))
     step = max(1, int(budget_mb * 2**20) // bytes_per_column)
-    maps = orientations.float().view(-1, 2, *orientations.shape[1:])
+    # Transposed, as run lengths go down the columns.
+    maps = orientations.float().view(-1, 2, *orientations.shape[1:]).transpose(2, 3)
     reach = detections.boxes[:, 2:] * (tau / 2)
     low, high = detections.bases_px - reach, detections.bases_px + reach
-    owners, places = [], []
+    edges: list[list[np.ndarray]] = [[] for _ in detections.anchors]
     for anchor in detections.anchors.unique().tolist():
         own = (detections.anchors == anchor).nonzero().squeeze(1)
+        vectors = maps[anchor] * (anchors_px[anchor, :, None, None] / 2)
         for left in range(0, width, step):
-            ends = _end_points(maps[anchor], anchors_px[anchor] / 2, rows, columns[left : left + step])
-            owner, place = _find_edges(ends, low[own], high[own])
-            owners.append(own[owner].cpu())
-            places.append((place + left * height).cpu())
-    return _masks_of_edges(owners, places, len(detections.anchors), output_size)
+            ends = _end_points(vectors, rows, columns[left : left + step])
+            found = _find_edges(ends, low[own], high[own])
+            for index, places in zip(own.tolist(), found, strict=True):
+                edges[index].append(places + left * height)
+    return RLEMasks([encode_edges(np.concatenate(parts), output_size) for parts in edges], output_size)
 
 
 def _sample_points(count: int, input_length: int, device: torch.device) -> Tensor:
@@ -143,14 +146,13 @@ def _sample_points(count: int, input_length: int, device: torch.device) -> Tenso
     return (torch.arange(count, device=device) + 0.5) * (input_length / max(count, 1)) - 0.5
 
 
-def _end_points(maps: Tensor, half_anchor: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """(2, columns * rows) x and y that pixels point to, column by column, from (2, h, w) vectors in half anchors."""
-    vectors = _interpolate(maps, 2, (columns + 0.5) / MAP_STRIDE - 0.5)
-    vectors = _interpolate(vectors, 1, (rows + 0.5) / MAP_STRIDE - 0.5)
-    vectors = vectors.transpose(1, 2) * half_anchor[:, None, None]
+def _end_points(vectors: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """(2, columns * rows) x and y that pixels point to, column by column, from (2, w, h) vectors in pixels."""
+    vectors = _interpolate(vectors, 2, (rows + 0.5) / MAP_STRIDE - 0.5)
+    vectors = _interpolate(vectors, 1, (columns + 0.5) / MAP_STRIDE - 0.5)
     vectors[0] += columns[:, None]
     vectors[1] += rows
-    return vectors.reshape(2, -1)
+    return vectors.view(2, -1)
 
 
 def _interpolate(maps: Tensor, dim: int, positions: Tensor) -> Tensor:
@@ -165,22 +167,27 @@ def _interpolate(maps: Tensor, dim: int, positions: Tensor) -> Tensor:
     return torch.lerp(start, end, share.view(shape))
 
 
-def _find_edges(ends: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the masks of (2, P) end points between (D, 2) limits begin and end: index of the mask, place 0 .. P."""
+def _find_edges(ends: Tensor, low: Tensor, high: Tensor) -> list[np.ndarray]:
+    """Where the masks of (2, P) end points between (D, 2) limits begin and end: D times ascending places 0 .. P."""
+    if ends.device.type == "cpu":
+        return _find_edges_on_cpu(ends.numpy(), low.tolist(), high.tolist())
     is_inside = ends.new_zeros(len(low), ends.shape[1] + 2, dtype=torch.bool)
     inner = is_inside[:, 1:-1]
     torch.gt(ends[0], low[:, :1], out=inner)
     for axis, limit, compare in ((0, high, torch.lt), (1, low, torch.gt), (1, high, torch.lt)):
         inner &= compare(ends[axis], limit[:, axis, None])
-    owner, place = (is_inside[:, 1:] != is_inside[:, :-1]).nonzero(as_tuple=True)
-    return owner, place
+    owner, place = (is_inside[:, 1:] != is_inside[:, :-1]).nonzero().T.cpu().numpy()
+    return np.split(place, np.cumsum(np.bincount(owner, minlength=len(low)))[:-1])
 
 
-def _masks_of_edges(owners: list[Tensor], places: list[Tensor], count: int, output_size: tuple[int, int]) -> RLEMasks:
-    """RLEs from blocks of edges; within a mask places ascend from block to block."""
-    if not owners:
-        return RLEMasks([], output_size)
-    owner, place = torch.cat(owners), torch.cat(places)
-    order = owner.argsort(stable=True)
-    parts = place[order].split(torch.bincount(owner, minlength=count).tolist())
-    return RLEMasks([encode_edges(part.numpy(), output_size) for part in parts], output_size)
+def _find_edges_on_cpu(ends: np.ndarray, low: list[list[float]], high: list[list[float]]) -> list[np.ndarray]:
+    """The same mask by mask, so that all but the end points stays in the cache."""
+    is_inside = np.zeros(ends.shape[1] + 2, dtype=bool)
+    inner, part = is_inside[1:-1], np.empty(ends.shape[1], dtype=bool)
+    places = []
+    for lower, upper in zip(low, high, strict=True):
+        np.greater(ends[0], lower[0], out=inner)
+        for axis, limit, compare in ((0, upper, np.less), (1, lower, np.greater), (1, upper, np.less)):
+            np.logical_and(inner, compare(ends[axis], limit[axis], out=part), out=inner)
+        places.append(np.flatnonzero(is_inside[1:] != is_inside[:-1]))
+    return places
