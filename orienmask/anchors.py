@@ -31,7 +31,10 @@ class Predictions(NamedTuple):
 
 
 def list_predictions(
-    map_sizes: Sequence[tuple[int, int]], strides: Sequence[int], anchors_px: Sequence[Sequence[float]], device: torch.device
+    map_sizes: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+    anchors_px: Sequence[Sequence[float]],
+    device: torch.device,
 ) -> Predictions:
     """The predictions of L maps of (height, width) cells with L * A anchors (width, height) px."""
     per_level = len(anchors_px) // len(strides)

@@ -73,7 +73,9 @@ def _check_anchors(anchors: list[Any]) -> None:
     for anchor in anchors:
         is_pair = isinstance(anchor, Sequence) and len(anchor) == 2
         if not is_pair or not all(_is_number(side) and side > 0 for side in anchor):
-            raise ConfigError(f"{given}; {anchor!r} is no anchor", "an anchor is [width, height] in pixels, both positive")
+            raise ConfigError(
+                f"{given}; {anchor!r} is no anchor", "an anchor is [width, height] in pixels, both positive"
+            )
     areas = [width * height for width, height in anchors]
     per_level = len(anchors) // 3
     means = [sum(areas[level * per_level : (level + 1) * per_level]) for level in range(3)]

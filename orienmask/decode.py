@@ -29,7 +29,8 @@ class DecodeRule(NamedTuple):
     """Which predictions become detections, and which pixels their masks.
 
     score_threshold, pre_nms_topk: see `select_candidates`. nms_threshold, max_detections: of the class-wise NMS.
-    base_position: what orientations point at, "box" or "grid". tau: a pixel belongs to a detection if it points closer to its base than tau / 2 of the box's side, on both axes.
+    base_position: what orientations point at, "box" or "grid".
+    tau: a pixel belongs to a detection if it points closer to its base than tau / 2 of the box's side, on both axes.
     """
 
     score_threshold: float

@@ -88,11 +88,12 @@ def orientation_losses(
     """
     number, channels, height, width = orientations.shape
     maps = orientations.float().view(number, channels // 2, 2, height, width)[targets.image, targets.anchor]
-    if len(maps):
-        size = targets.is_positive.shape[1:]
-        maps = functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+    if not len(maps):
+        return dict.fromkeys(("loss_orien_pos", "loss_orien_neg"), maps.sum())
+    size = targets.is_positive.shape[1:]
+    enlarged = functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
     vectors = targets.vectors.transpose(0, 1)
-    loss = functional.smooth_l1_loss(maps, vectors, reduction="none", beta=1.0).sum(dim=1)
+    loss = functional.smooth_l1_loss(enlarged, vectors, reduction="none", beta=1.0).sum(dim=1)
     level = targets.anchor // num_anchors
     losses = {}
     for name, mask, count in (

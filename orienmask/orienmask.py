@@ -16,13 +16,16 @@ from torch import Tensor, nn
 from orienmask.anchors import Predictions, flatten_predictions, list_predictions, to_corners
 from orienmask.check import FEATURE_STRIDES, check_orienmask
 from orienmask.decode import DecodeRule, orientation_masks, select_candidates, suppress
+from orienmask.heads import BoxHead, OrienHead, build_network
 from orienmask.losses import PixelCounts, box_losses, count_pixels, orientation_losses
 from orienmask.maps import OrienMaps
+from orienmask.neck import YOLONeck
 from orienmask.orientation import orientation_targets
 from orienmask.targets import TargetRule, assign_anchors, box_targets, objectness_negatives
 from segzoo.modeling.fcos.decode import output_scale
 from segzoo.modeling.fcos.locations import map_sizes
 from segzoo.modeling.normalizer import mean_over_ranks
+from segzoo.modeling.norms import norm_of_run
 from segzoo.modeling.postprocess import build_instances
 from segzoo.modeling.preprocess import ImagePreprocessor
 
@@ -31,13 +34,17 @@ from segzoo.modeling.preprocess import ImagePreprocessor
 class OrienMask(nn.Module):
     """YOLOv3 boxes, and masks of the pixels whose predicted vectors end near a box's centre (Du et al., ICCV 2021)."""
 
+    anchors_px: Tensor
+
     @configurable
     def __init__(
         self,
         *,
         backbone: Backbone,
         preprocessor: ImagePreprocessor,
-        network: OrienMaskHeads,
+        neck: YOLONeck,
+        box_head: BoxHead,
+        orien_head: OrienHead,
         in_features: list[str],
         num_classes: int,
         target_rule: TargetRule,
@@ -51,7 +58,9 @@ class OrienMask(nn.Module):
         Args:
             backbone: gives `in_features`.
             preprocessor: normalises and pads the images.
-            network: neck and heads.
+            neck: of the features of strides 8, 16 and 32.
+            box_head: box maps of these strides.
+            orien_head: orientation maps at stride 4.
             in_features: names of the features of strides 4, 8, 16 and 32.
             num_classes: K.
             target_rule: how objects become targets.
@@ -64,7 +73,9 @@ class OrienMask(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.preprocessor = preprocessor
-        self.network = network
+        self.neck = neck
+        self.box_head = box_head
+        self.orien_head = orien_head
         self.in_features = in_features
         self.num_classes = num_classes
         self.target_rule = target_rule
@@ -87,7 +98,15 @@ class OrienMask(nn.Module):
             "preprocessor": ImagePreprocessor(
                 cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, FEATURE_STRIDES[-1], cfg.INPUT.FORMAT
             ),
-            "network": build_network(node, backbone),
+            **build_network(
+                feature_channels=[backbone.output_shape()[name].channels for name in node.IN_FEATURES],
+                neck_channels=list(node.NECK_CHANNELS),
+                orien_channels=node.ORIEN_CHANNELS,
+                num_anchors=len(node.ANCHORS) // 3,
+                num_classes=node.NUM_CLASSES,
+                orien_input=node.ORIEN_INPUT,
+                norm=norm_of_run("MODEL.ORIENMASK.NORM", node.NORM, cfg.MODEL.DEVICE),
+            ),
             "in_features": list(node.IN_FEATURES),
             "num_classes": node.NUM_CLASSES,
             "target_rule": TargetRule(
@@ -113,7 +132,7 @@ class OrienMask(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.anchors_px.device
+        return self.orien_head.pred.weight.device
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict[str, Instances]]:
         """Losses in training, else one {"instances": Instances} an image, at its original size."""
@@ -133,8 +152,8 @@ class OrienMask(nn.Module):
         objects = assign_anchors(gt_instances, map_sizes(maps.boxes), rule)
         targets = box_targets(objects, num_images, raw.shape[1], self.num_classes, rule)
         is_negative = objectness_negatives(raw, places, targets.positives, gt_instances, self.ignore_threshold)
-        input_size = tuple(side * FEATURE_STRIDES[0] for side in maps.orientations.shape[-2:])
-        orientations = orientation_targets(objects, gt_instances, input_size, len(rule.anchors_px), rule)
+        height, width = (side * FEATURE_STRIDES[0] for side in maps.orientations.shape[-2:])
+        orientations = orientation_targets(objects, gt_instances, (height, width), len(rule.anchors_px), rule)
         levels = objects.anchors[targets.owners] // self.num_anchors
         counts = count_pixels(orientations, levels, self.num_anchors, len(rule.strides))
         counts = PixelCounts(*mean_over_ranks(torch.stack(counts), self.normalizer_mode))
@@ -176,4 +195,6 @@ class OrienMask(nn.Module):
     def dense_outputs(self, images: Tensor) -> OrienMaps:
         """(N, 3, H, W) normalised images, padded to a multiple of 32 -> the raw maps."""
         features = self.backbone(images)
-        return self.network([features[name] for name in self.in_features])
+        fine, *coarser = (features[name] for name in self.in_features)
+        levels = self.neck(coarser)
+        return OrienMaps(self.box_head(levels), self.orien_head(fine, levels))

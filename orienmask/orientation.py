@@ -116,7 +116,9 @@ def _join_masks(gt_instances: Sequence[Instances], input_size: tuple[int, int]) 
     masks = [instances.gt_masks.tensor for instances in gt_instances]
     height, width = input_size
     padding = [(0, width - mask.shape[2], 0, height - mask.shape[1]) for mask in masks]
-    return torch.cat([functional.pad(mask, pad) if any(pad) else mask for mask, pad in zip(masks, padding, strict=True)])
+    return torch.cat(
+        [functional.pad(mask, pad) if any(pad) else mask for mask, pad in zip(masks, padding, strict=True)]
+    )
 
 
 def _area_pixels(areas: Areas) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

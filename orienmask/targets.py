@@ -127,7 +127,9 @@ class BoxTargets(NamedTuple):
     classes: Tensor
 
 
-def box_targets(objects: Objects, num_images: int, num_predictions: int, num_classes: int, rule: TargetRule) -> BoxTargets:
+def box_targets(
+    objects: Objects, num_images: int, num_predictions: int, num_classes: int, rule: TargetRule
+) -> BoxTargets:
     """YOLOv3's targets. Of objects that share an anchor and a cell the last gives the box; classes add up.
 
     Args:

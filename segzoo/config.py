@@ -29,6 +29,26 @@ def _add_input_keys(cfg: CfgNode) -> None:
     cfg.INPUT.RESIZE = "shortest_edge"
     # (height, width) of the "fixed" and "letterbox" resize.
     cfg.INPUT.FIXED_SIZE = (768, 1280)
+    # What training does instead: "" (as RESIZE) or "canvas" (see CANVAS).
+    cfg.INPUT.RESIZE_TRAIN = ""
+    # RESIZE_TRAIN "canvas": the image at a random scale and place on a canvas of FIXED_SIZE, as OrienMask is trained.
+    cfg.INPUT.CANVAS = CfgNode()
+    # Probability that the image is warped to the whole canvas instead.
+    cfg.INPUT.CANVAS.WARP_PROB = 0.25
+    # Width and height each vary by 1 +- this before the image is fitted into the canvas.
+    cfg.INPUT.CANVAS.ASPECT_JITTER = 0.3
+    # Probability that the fitted image shrinks, by a share of up to MAX_SHRINK.
+    cfg.INPUT.CANVAS.SHRINK_PROB = 0.75
+    # Largest share of its sides by which the image shrinks, below 1.
+    cfg.INPUT.CANVAS.MAX_SHRINK = 0.75
+    # The canvas's colour, red, green, blue from 0 to 255 whatever INPUT.FORMAT is (ImageNet's mean); rounded.
+    cfg.INPUT.CANVAS.PAD_RGB = (123.675, 116.28, 103.53)
+    # Random crop in training, before the resize.
+    cfg.INPUT.RANDOM_CROP = CfgNode()
+    # Probability of a crop; 0 = off.
+    cfg.INPUT.RANDOM_CROP.PROB = 0.0
+    # Share of the area that stays of the image and of every object's box, at least.
+    cfg.INPUT.RANDOM_CROP.MIN_AREA = 0.64
     # How an image is resampled: "pillow" (bilinear, averaging when it shrinks) or "opencv" (four neighbours only, as
     # the programs built on cv2.resize do, whose released weights expect it).
     cfg.INPUT.RESAMPLING = "pillow"
@@ -46,7 +66,8 @@ def _add_input_keys(cfg: CfgNode) -> None:
     cfg.INPUT.DROP_SMALL.SIDES = 0.0
     # The mask has fewer pixels than this.
     cfg.INPUT.DROP_SMALL.PIXELS = 0
-    # Strength of random brightness, contrast, saturation (factor 1 +- s) and hue (+- turns) in training; 0 = off.
+    # Strength of random brightness, contrast, saturation (factor 1 +- s) and hue (+- turns) in training, before all
+    # else; 0 = off.
     cfg.INPUT.COLOR_JITTER = CfgNode()
     cfg.INPUT.COLOR_JITTER.BRIGHTNESS = 0.0
     cfg.INPUT.COLOR_JITTER.CONTRAST = 0.0

@@ -12,6 +12,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from fvcore.transforms.transform import NoOpTransform, Transform
 
+from segzoo.data.random_windows import ResizeOntoCanvas, build_canvas, build_random_crop
 from segzoo.data.transforms import (
     DEFAULT_RESAMPLING,
     ColorTransform,
@@ -25,8 +26,11 @@ from segzoo.errors import ConfigError
 class Augmentation(Protocol):
     """What the mapper asks of an augmentation."""
 
-    def get_transform(self, image: np.ndarray, rng: np.random.Generator) -> Transform:
-        """The transform of `image` (H, W, 3) uint8, its parameters drawn from `rng`."""
+    def get_transform(self, image: np.ndarray, rng: np.random.Generator, boxes: np.ndarray | None = None) -> Transform:
+        """The transform of `image` (H, W, 3) uint8, its parameters drawn from `rng`.
+
+        `boxes` (M, 4) are those of the image's objects without crowds, xyxy px; None = none are known.
+        """
 
 
 class ResizeShortestEdge:
@@ -57,7 +61,7 @@ class ResizeShortestEdge:
         self.sizes, self.max_size, self.sampling = tuple(sizes), max_size, sampling
         self.resampling = resampling
 
-    def get_transform(self, image: np.ndarray, rng: np.random.Generator) -> Transform:
+    def get_transform(self, image: np.ndarray, rng: np.random.Generator, boxes: np.ndarray | None = None) -> Transform:
         """A resize to a drawn shortest edge."""
         if self.sampling == "range":
             shortest_edge = int(rng.integers(self.sizes[0], self.sizes[1] + 1))
@@ -78,7 +82,7 @@ class ResizeFixed:
     def __init__(self, size: tuple[int, int], resampling: Resampling = DEFAULT_RESAMPLING) -> None:
         self.size, self.resampling = _checked_size(size), resampling
 
-    def get_transform(self, image: np.ndarray, rng: np.random.Generator) -> Transform:
+    def get_transform(self, image: np.ndarray, rng: np.random.Generator, boxes: np.ndarray | None = None) -> Transform:
         """The resize; nothing is drawn."""
         return ResizeTransform(*_size_of(image), *self.size, self.resampling)
 
@@ -97,7 +101,7 @@ class ResizeInside:
     def __init__(self, size: tuple[int, int], resampling: Resampling = DEFAULT_RESAMPLING) -> None:
         self.size, self.resampling = _checked_size(size), resampling
 
-    def get_transform(self, image: np.ndarray, rng: np.random.Generator) -> Transform:
+    def get_transform(self, image: np.ndarray, rng: np.random.Generator, boxes: np.ndarray | None = None) -> Transform:
         """The resize; nothing is drawn."""
         return ResizeTransform(*_size_of(image), *self.output_size(*_size_of(image)), self.resampling)
 
@@ -113,7 +117,7 @@ class RandomFlip:
     def __init__(self, is_horizontal: bool = True) -> None:
         self.is_horizontal = is_horizontal
 
-    def get_transform(self, image: np.ndarray, rng: np.random.Generator) -> Transform:
+    def get_transform(self, image: np.ndarray, rng: np.random.Generator, boxes: np.ndarray | None = None) -> Transform:
         """A flip, or nothing."""
         if rng.random() < 0.5:
             return FlipTransform(*_size_of(image), self.is_horizontal)
@@ -134,7 +138,7 @@ class ColorJitter:
         self.strengths = {name: strength for name, strength in strengths.items() if strength > 0}
         self.image_format = image_format
 
-    def get_transform(self, image: np.ndarray, rng: np.random.Generator) -> Transform:
+    def get_transform(self, image: np.ndarray, rng: np.random.Generator, boxes: np.ndarray | None = None) -> Transform:
         """Draws every amount and their order."""
         steps = []
         for name, strength in self.strengths.items():
@@ -153,13 +157,17 @@ def shortest_edge_size(height: int, width: int, shortest_edge: int, max_size: in
     return _scaled_size(height, width, scale)
 
 
-def build_resize(cfg: CfgNode, is_train: bool) -> ResizeShortestEdge | ResizeFixed | ResizeInside:
-    """The resize of cfg.INPUT.RESIZE.
+def build_resize(cfg: CfgNode, is_train: bool) -> ResizeShortestEdge | ResizeFixed | ResizeInside | ResizeOntoCanvas:
+    """The resize of cfg.INPUT.RESIZE, or in training that of cfg.INPUT.RESIZE_TRAIN where it is given.
 
     Raises:
         ConfigError: an unknown mode or rule, or impossible sizes.
     """
     mode, resampling = cfg.INPUT.RESIZE, build_resampling(cfg)
+    if cfg.INPUT.RESIZE_TRAIN not in ("", "canvas"):
+        raise ConfigError(f"INPUT.RESIZE_TRAIN is {cfg.INPUT.RESIZE_TRAIN!r}", "use '' (as INPUT.RESIZE) or 'canvas'")
+    if is_train and cfg.INPUT.RESIZE_TRAIN == "canvas":
+        return build_canvas(cfg, _checked_size(tuple(cfg.INPUT.FIXED_SIZE)), resampling)
     if mode == "fixed":
         return ResizeFixed(tuple(cfg.INPUT.FIXED_SIZE), resampling)
     if mode == "letterbox":
@@ -187,23 +195,30 @@ def build_resampling(cfg: CfgNode) -> Resampling:
 
 
 def build_augmentations(cfg: CfgNode, is_train: bool) -> list[Augmentation]:
-    """The augmentations of the config in their order: resize, then in training flip and colour jitter.
+    """The augmentations of the config in their order: the resize; in training colour jitter, crop, resize, flip.
+
+    Colours come first, so that they change the image alone and not what is put around it.
 
     Raises:
         ConfigError: names the INPUT key and its value.
     """
-    augmentations: list[Augmentation] = [build_resize(cfg, is_train)]
+    resize = build_resize(cfg, is_train)
     if not is_train:
-        return augmentations
+        return [resize]
+    augmentations: list[Augmentation] = []
+    jitter = cfg.INPUT.COLOR_JITTER
+    color = ColorJitter(jitter.BRIGHTNESS, jitter.CONTRAST, jitter.SATURATION, jitter.HUE, cfg.INPUT.FORMAT)
+    if color.strengths:
+        augmentations.append(color)
+    crop = build_random_crop(cfg)
+    if crop.prob > 0:
+        augmentations.append(crop)
+    augmentations.append(resize)
     flip = cfg.INPUT.RANDOM_FLIP
     if flip not in ("none", "horizontal", "vertical"):
         raise ConfigError(f"INPUT.RANDOM_FLIP is {flip!r}", "use 'none', 'horizontal' or 'vertical'")
     if flip != "none":
         augmentations.append(RandomFlip(flip == "horizontal"))
-    jitter = cfg.INPUT.COLOR_JITTER
-    color = ColorJitter(jitter.BRIGHTNESS, jitter.CONTRAST, jitter.SATURATION, jitter.HUE, cfg.INPUT.FORMAT)
-    if color.strengths:
-        augmentations.append(color)
     return augmentations
 
 

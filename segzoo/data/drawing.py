@@ -16,7 +16,7 @@ from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 from fvcore.transforms.transform import TransformList
 from pycocotools import mask as coco_mask
 
-from segzoo.data.transforms import FlipTransform, mask_sources
+from segzoo.data.transforms import FlipTransform, WindowTransform, mask_sources
 from segzoo.errors import DatasetError
 from segzoo.geometry.polygons import segmentation_to_rle
 from segzoo.geometry.rle import run_lengths
@@ -50,7 +50,7 @@ def draw_instances(
     """Draws annotations into the augmented image.
 
     Polygons are transformed as polygons and drawn once, at the final size, exactly as pycocotools draws them; run
-    lengths are transformed pixel by pixel, by the resize's own rule.
+    lengths are transformed pixel by pixel, by the resize's own rule. Neither reaches beyond what is left of the image.
 
     Args:
         annotations: M of them, with "segmentation" and "category_id".
@@ -75,7 +75,7 @@ def draw_instances(
             patch = _resampled_patch(original_rle(annotation, dataset_dict), *sources)
         else:
             with _naming(annotation, dataset_dict):
-                patch = _patch_of(_moved_rle(annotation["segmentation"], transforms, image_size))
+                patch = _drawn_patch(annotation["segmentation"], transforms, image_size, *sources)
         if not patch.pixels.size:
             continue
         left, top, right, bottom = patch.box
@@ -95,16 +95,16 @@ def resized_box(
 ) -> tuple[float, float, float, float]:
     """xyxy px of an annotation's box in the augmented image, moved by its first and its last pixel.
 
-    A box x .. x + w - 1 becomes s x .. s (x + w - 1), clipped to the image's first and last pixel, and ends one pixel
-    later in the continuous coordinates that are given back.
+    A box x .. x + w - 1 becomes s x .. s (x + w - 1), clipped to the image's first and last pixel, also to those of
+    every crop and of the image's place on a canvas, and ends one pixel later in the continuous coordinates that are
+    given back.
 
     Args:
         annotation: with "bbox" and "bbox_mode".
         transforms: from the original to the augmented image.
         image_size: (H, W) of the augmented image.
     """
-    mode = annotation.get("bbox_mode", BoxMode.XYXY_ABS)
-    box = np.array([BoxMode.convert(list(annotation["bbox"]), mode, BoxMode.XYXY_ABS)], dtype=np.float64)
+    box = np.array([_annotated_box(annotation)], dtype=np.float64)
     box[:, 2:] = np.maximum(box[:, 2:] - 1, box[:, :2])
     for transform in transforms.transforms:
         # Mirrored, the first pixel's near side is the last one's far side.
@@ -112,9 +112,32 @@ def resized_box(
         box[:, 2:] += is_flip
         box = transform.apply_box(box)
         box[:, 2:] -= is_flip
+        if isinstance(transform, WindowTransform):
+            x0, y0, x1, y1 = transform.content
+            box = np.clip(box, [x0, y0, x0, y0], np.array([x1, y1, x1, y1]) - 1)
     last = np.array([image_size[1], image_size[0]] * 2) - 1
     x0, y0, x1, y1 = np.clip(box[0], 0, last).tolist()
     return x0, y0, x1 + 1, y1 + 1
+
+
+def original_boxes(dataset_dict: dict[str, Any]) -> np.ndarray:
+    """(M, 4) xyxy px: the boxes of an image's annotations but crowds; one that has none gets its mask's.
+
+    Raises:
+        DatasetError: a segmentation that had to be drawn is malformed.
+    """
+    boxes = []
+    for annotation in dataset_dict.get("annotations", []):
+        if annotation.get("iscrowd", 0):
+            continue
+        has_box = annotation.get("bbox") is not None
+        boxes.append(_annotated_box(annotation) if has_box else _patch_of(original_rle(annotation, dataset_dict)).box)
+    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
+
+
+def _annotated_box(annotation: dict[str, Any]) -> list[float]:
+    mode = annotation.get("bbox_mode", BoxMode.XYXY_ABS)
+    return BoxMode.convert(list(annotation["bbox"]), mode, BoxMode.XYXY_ABS)
 
 
 def original_rle(annotation: dict[str, Any], dataset_dict: dict[str, Any]) -> dict:
@@ -137,11 +160,38 @@ def _naming(annotation: dict[str, Any], dataset_dict: dict[str, Any]) -> Iterato
         raise DatasetError(what, error.remedy) from error
 
 
-def _moved_rle(polygons: list, transforms: TransformList, image_size: tuple[int, int]) -> dict:
+def _drawn_patch(
+    polygons: list, transforms: TransformList, image_size: tuple[int, int], rows: np.ndarray, columns: np.ndarray
+) -> Patch:
+    """The patch of moved polygons, within the rows and columns that show the image (see mask_sources)."""
     lengths = [len(polygon) for polygon in polygons]
     points = np.concatenate([np.asarray(polygon, dtype=np.float64) for polygon in polygons]).reshape(-1, 2)
-    flat = transforms.apply_coords(points).reshape(-1)
-    return segmentation_to_rle(np.split(flat, np.cumsum(lengths)[:-1]), *image_size)
+    points = transforms.apply_coords(points)
+    if not any(isinstance(transform, WindowTransform) for transform in transforms.transforms):
+        return _patch_of(segmentation_to_rle(_parts(points, lengths), *image_size))
+    # pycocotools rounds negative coordinates towards zero, which would bend an outline that comes in from the left or
+    # from above: it is drawn further right and down, and the part in the image is cut out.
+    margin = np.maximum(np.ceil(-np.nan_to_num(points).min(axis=0)), 0).astype(int)
+    right, bottom = margin + [image_size[1], image_size[0]]
+    drawn = segmentation_to_rle(_parts(points + margin, lengths), int(bottom), int(right))
+    return _cut_patch(drawn, margin, np.flatnonzero(rows >= 0), np.flatnonzero(columns >= 0))
+
+
+def _parts(points: np.ndarray, lengths: list[int]) -> list[np.ndarray]:
+    return np.split(points.reshape(-1), np.cumsum(lengths)[:-1])
+
+
+def _cut_patch(rle: dict, corner: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> Patch:
+    """The patch of an RLE in an image whose corner lies at `corner` (x, y) of it, within runs of rows and columns."""
+    if not (coco_mask.area(rle) and rows.size and columns.size):
+        return _NOTHING
+    x0, y0, width, height = coco_mask.toBbox(rle).astype(int).tolist()
+    left, top = max(x0 - corner[0], columns[0]), max(y0 - corner[1], rows[0])
+    right, bottom = min(x0 + width - corner[0], columns[-1] + 1), min(y0 + height - corner[1], rows[-1] + 1)
+    if left >= right or top >= bottom:
+        return _NOTHING
+    pixels = _decode_columns(rle, left + corner[0], right + corner[0])[top + corner[1] : bottom + corner[1]]
+    return _trimmed(Patch(left, top, pixels))
 
 
 def _patch_of(rle: dict) -> Patch:
@@ -150,6 +200,15 @@ def _patch_of(rle: dict) -> Patch:
         return _NOTHING
     left, top, width, height = coco_mask.toBbox(rle).astype(int).tolist()
     return Patch(left, top, _decode_columns(rle, left, left + width)[top : top + height])
+
+
+def _trimmed(patch: Patch) -> Patch:
+    """The patch without rows and columns at its border that hold no pixel of the mask."""
+    has_row, has_column = (np.flatnonzero(patch.pixels.any(axis=axis)) for axis in (1, 0))
+    if not has_row.size:
+        return _NOTHING
+    pixels = patch.pixels[has_row[0] : has_row[-1] + 1, has_column[0] : has_column[-1] + 1]
+    return Patch(int(patch.left + has_column[0]), int(patch.top + has_row[0]), pixels)
 
 
 def _decode_columns(rle: dict, x_min: int, x_end: int) -> np.ndarray:
@@ -170,9 +229,7 @@ def _resampled_patch(rle: dict, rows: np.ndarray, columns: np.ndarray) -> Patch:
     new_columns = np.flatnonzero((columns >= left) & (columns < right))
     # Columns first: they are contiguous in what _decode_columns gives.
     pixels = old.pixels.T[columns[new_columns] - left][:, rows[new_rows] - top].T
-    if not pixels.any():
+    if not pixels.size:
         return _NOTHING
-    # A resize that shrinks may have passed over the outermost pixels.
-    has_row, has_column = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
-    pixels = pixels[has_row[0] : has_row[-1] + 1, has_column[0] : has_column[-1] + 1]
-    return Patch(int(new_columns[has_column[0]]), int(new_rows[has_row[0]]), pixels)
+    # A resize that shrinks, or a crop, may have passed over the outermost pixels.
+    return _trimmed(Patch(int(new_columns[0]), int(new_rows[0]), pixels))

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from fvcore.transforms.transform import Transform, TransformList
+from fvcore.transforms.transform import TransformList
 
 from segzoo.data.augmentation import build_augmentations
-from segzoo.data.drawing import draw_instances, original_rle
+from segzoo.data.drawing import draw_instances, original_boxes, original_rle
 from segzoo.data.image_io import image_size, read_image
 from segzoo.data.small_objects import SmallObjectFilter
 from segzoo.errors import ConfigError, DatasetError
@@ -66,10 +66,12 @@ class DatasetMapper:
         """
         image = read_image(dataset_dict["file_name"], self.image_format)
         check_size(dataset_dict, image.shape[0], image.shape[1])
-        transforms: list[Transform] = []
+        boxes = original_boxes(dataset_dict) if self.is_train else None
+        transforms = TransformList([])
         for augmentation in self.augmentations:
-            transforms.append(augmentation.get_transform(image, rng))
-            image = transforms[-1].apply_image(image)
+            step = augmentation.get_transform(image, rng, boxes)
+            image, boxes = step.apply_image(image), None if boxes is None else step.apply_box(boxes)
+            transforms += step
         sample = {key: dataset_dict[key] for key in ("file_name", "image_id", "height", "width")}
         sample["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         if self.pad_to is not None:
@@ -78,7 +80,7 @@ class DatasetMapper:
             annotations, counts = self._select(dataset_dict, rng)
             instances, num_lost = draw_instances(
                 annotations,
-                TransformList(transforms),
+                transforms,
                 dataset_dict,
                 image.shape[:2],
                 keeps_boxes=self.keeps_boxes,

@@ -14,6 +14,8 @@ import numpy as np
 from fvcore.transforms.transform import NoOpTransform, Transform
 from PIL import Image
 
+# In `sources`: the new row or column lies outside of the old image, and belongs to no mask.
+NOWHERE = -1
 _GREY_WEIGHTS_RGB = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
@@ -122,6 +124,74 @@ class FlipTransform(Transform):
         return self
 
 
+class WindowTransform(Transform):
+    """Takes a window of the plane in which the image lies: a crop, or the image on a larger canvas, or both.
+
+    Args:
+        height, width: size of the image, px.
+        left, top: column and row of the image in which the window begins, px; negative = outside.
+        new_height, new_width: size of the window, px.
+        fill: value of each channel of the window's pixels outside of the image.
+    """
+
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        left: int,
+        top: int,
+        new_height: int,
+        new_width: int,
+        fill: tuple[int, int, int] = (0, 0, 0),
+    ) -> None:
+        super().__init__()
+        self.height, self.width, self.left, self.top = height, width, left, top
+        self.new_height, self.new_width, self.fill = new_height, new_width, fill
+
+    @property
+    def content(self) -> tuple[int, int, int, int]:
+        """xyxy px: where the image lies in the window; without area if it lies outside."""
+        x0, y0 = max(-self.left, 0), max(-self.top, 0)
+        x1, y1 = min(self.width - self.left, self.new_width), min(self.height - self.top, self.new_height)
+        return x0, y0, max(x1, x0), max(y1, y0)
+
+    def apply_image(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) to the window; a crop is a view."""
+        x0, y0, x1, y1 = self.content
+        part = image[y0 + self.top : y1 + self.top, x0 + self.left : x1 + self.left]
+        if part.shape[:2] == (self.new_height, self.new_width):
+            return part
+        window = np.empty((self.new_height, self.new_width, *image.shape[2:]), dtype=image.dtype)
+        window[:] = self.fill
+        window[y0:y1, x0:x1] = part
+        return window
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """(n, 2) points (x, y) px, seen from the window's corner; not clipped to it."""
+        return np.asarray(coords) - np.array([self.left, self.top], dtype=np.float64)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """(..., H, W) mask or label map to the window; 0 outside of the image."""
+        x0, y0, x1, y1 = self.content
+        window = np.zeros((*segmentation.shape[:-2], self.new_height, self.new_width), dtype=segmentation.dtype)
+        part = segmentation[..., y0 + self.top : y1 + self.top, x0 + self.left : x1 + self.left]
+        window[..., y0:y1, x0:x1] = part
+        return window
+
+    def sources(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (new_height,) and columns (new_width,) of the old mask that the new one takes, or NOWHERE."""
+        rows, columns = self.top + np.arange(self.new_height), self.left + np.arange(self.new_width)
+        rows[(rows < 0) | (rows >= self.height)] = NOWHERE
+        columns[(columns < 0) | (columns >= self.width)] = NOWHERE
+        return rows, columns
+
+    def inverse(self) -> WindowTransform:
+        """Back to the image's place and size; what was cut off is filled."""
+        return WindowTransform(
+            self.new_height, self.new_width, -self.left, -self.top, self.height, self.width, self.fill
+        )
+
+
 class ColorTransform(Transform):
     """Brightness, contrast, saturation and hue, applied one after another; geometry stays.
 
@@ -179,13 +249,15 @@ def mask_sources(transforms: Iterable[Transform], height: int, width: int) -> tu
         height, width: size of the mask before them, px.
 
     Returns:
-        rows (H,) and columns (W,): pixel (i, j) of the transformed mask is pixel (rows[i], columns[j]) of the old one.
+        rows (H,) and columns (W,): pixel (i, j) of the transformed mask is pixel (rows[i], columns[j]) of the old one,
+        or, where either is NOWHERE, of no mask.
     """
     rows, columns = np.arange(height), np.arange(width)
     for transform in transforms:
-        if isinstance(transform, ResizeTransform | FlipTransform):
+        if isinstance(transform, ResizeTransform | FlipTransform | WindowTransform):
             taken_rows, taken_columns = transform.sources()
-            rows, columns = rows[taken_rows], columns[taken_columns]
+            rows = np.where(taken_rows == NOWHERE, NOWHERE, rows[taken_rows])
+            columns = np.where(taken_columns == NOWHERE, NOWHERE, columns[taken_columns])
         elif not isinstance(transform, ColorTransform | NoOpTransform):
             raise TypeError(f"{type(transform).__name__} does not say which rows and columns it takes")
     return rows, columns

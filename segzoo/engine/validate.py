@@ -27,6 +27,7 @@ CHOICES = {
     "TEST.COCO_ENGINE": ("faster", "pycocotools"),
     "INPUT.FORMAT": ("BGR", "RGB"),
     "INPUT.RESIZE": ("shortest_edge", "fixed", "letterbox"),
+    "INPUT.RESIZE_TRAIN": ("", "canvas"),
     "INPUT.ON_BAD_IMAGE": ("error", "skip"),
     "INPUT.RESAMPLING": ("pillow", "opencv"),
     "INPUT.RASTERIZE": ("after", "before"),
@@ -77,7 +78,7 @@ NOT_A_FRACTION = ("MODEL.RPN.BOUNDARY_THRESH",)
 UNUSED: dict[str, tuple[Any, str]] = {
     "MODEL.LOAD_PROPOSALS": (False, "proposals always come from the model's own RPN"),
     "MODEL.KEYPOINT_ON": (False, "it finds boxes and masks, no keypoints"),
-    "INPUT.CROP.ENABLED": (False, "augment by INPUT.MIN_SIZE_TRAIN, INPUT.RANDOM_FLIP and INPUT.COLOR_JITTER"),
+    "INPUT.CROP.ENABLED": (False, "crop by INPUT.RANDOM_CROP.PROB, which keeps a share of every object"),
     "DATASETS.PROPOSAL_FILES_TRAIN": ((), "proposals always come from the model's own RPN"),
     "DATASETS.PROPOSAL_FILES_TEST": ((), "proposals always come from the model's own RPN"),
     "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler", "every image comes once an epoch; repeat rare ones in the json"),

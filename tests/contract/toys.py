@@ -29,11 +29,22 @@ OFFICIAL_TOY = [
     *("MODEL.POLARMASK.CONVENTION", "official", "MODEL.POLARMASK.BOX_BRANCH", "True"),
     *("MODEL.POLARMASK.BOXES", "predicted"),
 ]
+ORIENMASK_TOY = [
+    *("MODEL.TIMM.WEIGHTS", "", "MODEL.ORIENMASK.NECK_CHANNELS", "[8, 16, 32]", "MODEL.ORIENMASK.ORIEN_CHANNELS", "16"),
+    *(
+        "MODEL.ORIENMASK.ANCHORS",
+        "[[6, 6], [12, 8], [8, 14], [18, 18], [30, 16], [16, 32], [44, 30], [34, 48], [80, 60]]",
+    ),
+]
+# The base model of the paper's tables.
+ORIENMASK_BASE = [*("MODEL.ORIENMASK.BASE_POSITION", "grid", "MODEL.ORIENMASK.ORIEN_INPUT", "fpn")]
 # meta-architecture, perhaps with a variant after a dash -> (config, changes that make it small)
 MODELS: dict[str, tuple[str, list[str]]] = {
     "FCOS": ("fcos_EffLite0.yaml", FCOS_TOY),
     "PolarMask": ("polarmask_EffLite0.yaml", FCOS_TOY),
     "PolarMask-official": ("polarmask_EffLite0.yaml", FCOS_TOY + OFFICIAL_TOY),
+    "OrienMask": ("orienmask_EffLite0.yaml", ORIENMASK_TOY),
+    "OrienMask-base": ("orienmask_EffLite0.yaml", ORIENMASK_TOY + ORIENMASK_BASE),
     "MaskRCNN": ("mask_rcnn_EffLite0.yaml", RCNN_TOY),
 }
 WITHOUT_MASKS = {"FCOS"}
@@ -42,7 +53,8 @@ WITHOUT_MASKS = {"FCOS"}
 def toy_config(name: str, *options: Any) -> CfgNode:
     """The config of a model of MODELS at toy size, for a CPU."""
     config_file, changes = MODELS[name]
-    classes = ["MODEL.FCOS.NUM_CLASSES", str(NUM_CLASSES), "MODEL.ROI_HEADS.NUM_CLASSES", str(NUM_CLASSES)]
+    heads = ("FCOS", "ROI_HEADS", "ORIENMASK")
+    classes = [word for head in heads for word in (f"MODEL.{head}.NUM_CLASSES", str(NUM_CLASSES))]
     words = [*changes, *classes, "MODEL.DEVICE", "cpu", *map(str, options)]
     return merge_config(get_cfg(), str(CONFIGS / config_file), words)
 

@@ -255,7 +255,7 @@ def test_build_augmentations_follow_the_config(cfg: CfgNode) -> None:
     cfg.INPUT.RANDOM_FLIP = "horizontal"
     cfg.INPUT.COLOR_JITTER.HUE = 0.1
     kinds = [type(augmentation) for augmentation in build_augmentations(cfg, is_train=True)]
-    assert kinds == [ResizeShortestEdge, RandomFlip, ColorJitter]
+    assert kinds == [ColorJitter, ResizeShortestEdge, RandomFlip]
     assert [type(augmentation) for augmentation in build_augmentations(cfg, is_train=False)] == [ResizeShortestEdge]
     for mode, kind in (("fixed", ResizeFixed), ("letterbox", ResizeInside)):
         cfg.INPUT.RESIZE = mode

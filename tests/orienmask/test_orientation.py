@@ -92,9 +92,7 @@ def decode_at_full_size(maps: torch.Tensor, detections: Detections, monkeypatch:
     """Masks from maps that are not reduced by 4."""
     monkeypatch.setattr("orienmask.decode.MAP_STRIDE", 1)
     anchors = torch.tensor(RULE.anchors_px, dtype=torch.float32)
-    masks = orientation_masks(
-        maps, anchors, detections, input_size=SIZE, output_size=SIZE, tau=0.6, budget_mb=16
-    )
+    masks = orientation_masks(maps, anchors, detections, input_size=SIZE, output_size=SIZE, tau=0.6, budget_mb=16)
     return np.asarray(masks)
 
 
