@@ -8,8 +8,6 @@ import orienmask
 import orienmask.convert
 import polarmask
 import polarmask.convert
-import polarmask
-import polarmask.convert
 from segzoo.config import get_segzoo_cfg
 
 # One entry a method: the package registers its meta-architectures on import and has add_config(cfg).
