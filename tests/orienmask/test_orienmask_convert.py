@@ -8,6 +8,7 @@ import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ PAIRS = [
     ("neck4.2.conv_block.0.weight", "orien_head.neck.2.weight"),
     ("orien_head.3.conv_block.0.weight", "orien_head.tower.3.weight"),
 ]
-SMALL = {"blocks_per_stage": (1, 0, 2, 1, 1), "stem_channels": 4}
+SMALL: dict[str, Any] = {"blocks_per_stage": (1, 0, 2, 1, 1), "stem_channels": 4}
 
 
 def randomised(network: nn.Module) -> nn.Module:
@@ -54,7 +55,7 @@ def randomised(network: nn.Module) -> nn.Module:
 
 def authors_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our weights as the authors' program would name and order them, without its rules."""
-    table = [
+    table: list[tuple[str, Any]] = [
         (r"backbone\.stem\.", r"backbone.conv1."),
         (r"backbone\.res(\d)\.down\.", lambda m: f"backbone.conv{int(m[1]) + 1}.0."),
         (
