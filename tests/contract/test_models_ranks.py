@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.contract.toys import MODELS, ellipse, make_input, toy_config
+from tests.contract.toys import MODELS, ellipse, keep_norm_statistics, make_input, toy_config
 
 SIZE = (64, 96)
 STEPS = 3
@@ -24,11 +24,7 @@ WITH_SHARED_NORMALIZERS = sorted(set(MODELS) - {"MaskRCNN"})
 def build_toy(name: str) -> nn.Module:
     """The same random weights on every rank; batch norms in eval mode, so that no statistics mix the images."""
     torch.manual_seed(1)
-    model = build_model(toy_config(name)).train()
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
-    return model
+    return keep_norm_statistics(build_model(toy_config(name)))
 
 
 def uneven_batch() -> list[dict]:

@@ -80,6 +80,20 @@ def make_input(size: tuple[int, int], masks: list[np.ndarray], seed: int = 0, **
 def losses_and_gradients(model: torch.nn.Module, batch: list[dict]) -> dict[str, torch.Tensor]:
     """Losses of a training step; checks that they are finite and reach every trainable parameter."""
     model.train()
+    return backward(model, batch)
+
+
+def keep_norm_statistics(model: torch.nn.Module) -> torch.nn.Module:
+    """The same model in training, but its batch norms do not mix what lies in a batch."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    return model
+
+
+def backward(model: torch.nn.Module, batch: list[dict]) -> dict[str, torch.Tensor]:
+    """As `losses_and_gradients`, but every module in the mode that it has."""
     model.zero_grad(set_to_none=True)
     losses = model(batch)
     torch.stack(list(losses.values())).sum().backward()
