@@ -14,7 +14,7 @@ from segzoo.errors import ConfigError
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_config_merges(path: Path) -> None:
     cfg = merge_config(get_cfg(), str(path))
-    assert path.stem.startswith("Base") or cfg.MODEL.META_ARCHITECTURE in ("FCOS", "PolarMask", "MaskRCNN")
+    assert path.stem.startswith("Base") or cfg.MODEL.META_ARCHITECTURE in ("FCOS", "PolarMask", "MaskRCNN", "OrienMask")
 
 
 def test_polarmask_r50_is_the_recipe_of_the_paper(repository: Path) -> None:

@@ -315,7 +315,7 @@ def write_converted(path: str, report: Report) -> None:
         CheckpointError: the file cannot be written.
     """
     dropped = {why: list(names) for why, names in report.renamed.dropped.items()}
-    content = {"model": report.renamed.weights, "source": {**report.record, "dropped": dropped}}
+    content: dict[str, Any] = {"model": report.renamed.weights, "source": {**report.record, "dropped": dropped}}
     if report.part:
         content["part"] = list(report.part)
     try:

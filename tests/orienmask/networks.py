@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
 from orienmask.heads import build_network
@@ -12,18 +13,18 @@ from orienmask.maps import OrienMaps
 from segzoo.modeling.backbones.darknet import Darknet
 
 FEATURES = ("res2", "res3", "res4", "res5")
-SMALL = {"blocks_per_stage": (1, 1, 2, 1, 1), "stem_channels": 4}
+SMALL: dict[str, Any] = {"blocks_per_stage": (1, 1, 2, 1, 1), "stem_channels": 4}
 
 
 class Network(nn.Module):
     """What OrienMask computes before it decodes, under the same names."""
 
     def __init__(
-        self, backbone: nn.Module | None = None, *, neck_channels: Sequence[int] = (16, 32, 64), **changes: Any
+        self, backbone: Backbone | None = None, *, neck_channels: Sequence[int] = (16, 32, 64), **changes: Any
     ) -> None:
         super().__init__()
-        self.backbone: Any = backbone if backbone is not None else Darknet(**SMALL)
-        shapes = self.backbone.output_shape()
+        self.backbone = backbone if backbone is not None else Darknet(**SMALL)
+        shapes: Any = self.backbone.output_shape()
         arguments = {"orien_channels": 16, "num_anchors": 3, "num_classes": 4, "orien_input": "fpn_plus", "norm": "BN"}
         modules = build_network(
             feature_channels=[shapes[name].channels for name in FEATURES],
