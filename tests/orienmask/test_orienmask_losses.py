@@ -85,6 +85,7 @@ def test_orientation_losses_equal_the_oracle_in_value_and_gradient(rule: TargetR
     for name, value in zip(("loss_orien_pos", "loss_orien_neg"), expected, strict=True):
         assert float(losses[name].detach()) == pytest.approx(float(value.detach()), rel=1e-5)
     torch.stack(expected).sum().backward()
+    assert theirs.grad is not None
     scale = float(theirs.grad.abs().max())
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-4 * scale)
 
