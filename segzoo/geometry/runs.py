@@ -133,6 +133,13 @@ class Contacts(NamedTuple):
     lower: Tensor
     num_below: Tensor
 
+    def select(self, is_kept: Tensor) -> Contacts:
+        """The contacts among the runs of a (T,) boolean tensor that keeps parts as a whole."""
+        pair = is_kept.index_select(0, self.upper).nonzero().squeeze(1)
+        position = is_kept.cumsum(0) - 1
+        upper, lower = (position.index_select(0, ends.index_select(0, pair)) for ends in (self.upper, self.lower))
+        return Contacts(upper, lower, self.num_below.index_select(0, is_kept.nonzero().squeeze(1)))
+
 
 def touching_runs(runs: Runs, *, diagonal: bool) -> Contacts:
     """The pairs of touching runs.
