@@ -80,7 +80,7 @@ def degree_bin_rays(contours: OfficialContours, points_px: Tensor, point_masks: 
     """
     pixels = contours.pixels
     num_points, device = len(points_px), points_px.device
-    first, count = (ranges.index_select(1, point_masks) for ranges in (pixels.first, pixels.count))
+    first, count = (ranges.index_select(1, point_masks) for ranges in (pixels.first, pixels.num_pixels))
     # A row a degree, so that one ray of all points lies side by side.
     farthest = points_px.new_full((NUM_DEGREES + 2 * NUM_MISSES, num_points), -1.0)
     slots = torch.arange(num_points, device=device) + NUM_MISSES * num_points
@@ -88,12 +88,12 @@ def degree_bin_rays(contours: OfficialContours, points_px: Tensor, point_masks: 
     for block in point_blocks(count.sum(dim=0)):
         viewer, pixel = expand_ranges(first[:, block].flatten(), count[:, block].flatten())
         x, y = (
-            column.index_select(0, pixel).sub_(own.repeat(2).index_select(0, viewer))
+            column.index_select(0, pixel).sub_(torch.cat((own, own)).index_select(0, viewer))
             for column, own in zip(columns, points_px[block].unbind(dim=1), strict=True)
         )
         degrees = torch.atan2(x, y).mul_(180).div_(math.pi)
         degrees = torch.where(degrees < 0, degrees + 360, degrees).long()
-        slot = degrees.mul_(num_points).add_(slots[block].repeat(2).index_select(0, viewer))
+        slot = degrees.mul_(num_points).add_(torch.cat((slots[block], slots[block])).index_select(0, viewer))
         farthest.view(-1).scatter_reduce_(0, slot, x.square_().add_(y.square_()), "amax")
     squares = farthest.new_full((num_rays, num_points), -1.0)
     for offset in reversed(DEGREE_OFFSETS):

@@ -55,9 +55,9 @@ FACINGS = (
 class Pairs(NamedTuple):
     """Points and sides that one of their rays may leave the mask through; all (Q,).
 
-    view: index of the facing, times the number of points, plus that of the point. offset_px: distance > 0 from it to the side's line. start_px, end_px: where the side
-    begins and ends along that line, seen from the point, by growing angle. base: angle of the direction that the side
-    faces, in units of the angle between rays.
+    view: index of the facing, times the number of points, plus that of the point. offset_px: distance > 0 from it to
+    the side's line. start_px, end_px: where the side begins and ends along that line, seen from the point, by growing
+    angle. base: angle of the direction that the side faces, in units of the angle between rays.
     """
 
     view: Tensor
@@ -134,11 +134,12 @@ def _sides_beyond(sides: Sides, points_px: Tensor, point_masks: Tensor) -> tuple
 
 def _seen_along_rays(sides: Sides) -> Tensor:
     """(3, S) level, start and end of sides, with the signs and in the order of `Pairs`."""
-    turns = [1 if rule.grows_with_angle else -1 for rule in FACINGS]
-    signs = [1 if rule.is_upward else -1 for rule in FACINGS]
-    turn, sign = torch.tensor([turns, signs], device=sides.facing.device).index_select(1, sides.facing)
-    ends = torch.stack((sides.start, sides.end)) * turn
-    return torch.cat(((sides.level * sign)[None], ends.amin(dim=0)[None], ends.amax(dim=0)[None])).float()
+    signs = torch.tensor([1 if rule.is_upward else -1 for rule in FACINGS], device=sides.facing.device)
+    turns = torch.tensor([1 if rule.grows_with_angle else -1 for rule in FACINGS], device=sides.facing.device)
+    turn = turns.index_select(0, sides.facing)
+    one_end, other_end = sides.start * turn, sides.end * turn
+    level = sides.level * signs.index_select(0, sides.facing)
+    return torch.stack((level, torch.minimum(one_end, other_end), torch.maximum(one_end, other_end))).float()
 
 
 def _make_pairs(lines: Tensor, points_px: Tensor, first: Tensor, count: Tensor, num_rays: int) -> Pairs:
@@ -185,10 +186,10 @@ def _cast(distances: Tensor, pairs: Pairs) -> None:
     low = torch.atan2(pairs.start_px, pairs.offset_px).mul_(per_ray).add_(pairs.base)
     high = torch.atan2(pairs.end_px, pairs.offset_px).mul_(per_ray).add_(pairs.base)
     first_ray = low.sub_(ANGLE_TOLERANCE).ceil_()
-    hits = high.add_(ANGLE_TOLERANCE).floor_().sub_(first_ray).add_(1)
+    hits = high.add_(ANGLE_TOLERANCE).floor_().sub_(first_ray).add_(1).long()
 
     pair = hits.nonzero().squeeze(1)
-    owner, position = expand(hits.index_select(0, pair).long())
+    owner, position = expand(hits.index_select(0, pair))
     pair = pair.index_select(0, owner)
     ray = first_ray.index_select(0, pair) + position
     cosine = ((ray - pairs.base.index_select(0, pair)) / per_ray).cos()

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from segzoo.geometry.runs import Contacts, Runs, expand, toggle, touching_runs
 
-
 # Steps to the root of the own root between two looks at the graph: 2 ** 6 runs are passed, and steps are cheap.
 JUMPS = 6
 

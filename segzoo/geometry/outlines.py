@@ -33,14 +33,14 @@ class Sides(NamedTuple):
 class Pixels(NamedTuple):
     """Boundary pixels of masks in two lists, one after the other, each ordered by mask; a pixel may be in both.
 
-    mask: (S,) int64. x_y: (S, 2) int64 column and row. first, count: (2, M) where a mask's pixels begin in either
-    list, and their number.
+    mask: (S,) int64. x_y: (S, 2) int64 column and row. first, num_pixels: (2, M) where a mask's pixels begin in
+    either list, and their number.
     """
 
     mask: Tensor
     x_y: Tensor
     first: Tensor
-    count: Tensor
+    num_pixels: Tensor
 
 
 class Pieces(NamedTuple):
@@ -77,7 +77,7 @@ def _vertical_sides(runs: Runs) -> Sides:
     num_runs = len(runs.row)
     if num_runs == 0:
         return Sides(runs.row, runs.mask, runs.x0, runs.row, runs.row)
-    x, row = torch.cat((runs.x0, runs.x1)), runs.row.repeat(2)
+    x, row = torch.cat((runs.x0, runs.x1)), torch.cat((runs.row, runs.row))
     # One row more than there are keeps the last row of a column apart from the first one of the next.
     width, height = runs.x1.amax() + 1, runs.row.amax() + 2
     line = runs.mask * width
@@ -90,7 +90,7 @@ def _vertical_sides(runs: Runs) -> Sides:
     place = order.index_select(0, start)
     return Sides(
         facing=torch.where(place < num_runs, LEFT, RIGHT),
-        mask=runs.mask.repeat(2).index_select(0, place),
+        mask=torch.cat((runs.mask, runs.mask)).index_select(0, place),
         level=x.index_select(0, place),
         start=row.index_select(0, place),
         end=row.index_select(0, order.index_select(0, end)) + 1,
@@ -115,7 +115,7 @@ def _horizontal_sides(runs: Runs, contacts: Contacts | None) -> Sides:
 def _pieces(runs: Runs, contacts: Contacts | None) -> Pieces:
     if contacts is None:
         contacts = touching_runs(runs, diagonal=False)
-    twice = Runs(*(column.repeat(2) for column in runs))
+    twice = Runs(*(torch.cat((column, column)) for column in runs))
     num_above = torch.zeros_like(runs.row).index_add_(0, contacts.lower, torch.ones_like(contacts.lower))
     num_covers = torch.cat((num_above, contacts.num_below))
     covers = torch.cat((contacts.upper, contacts.lower))

@@ -68,8 +68,9 @@ def test_boundary_pixels_are_those_with_an_outer_neighbour() -> None:
         found = torch.cat((pixels.mask[:, None], pixels.x_y.flip(1)), dim=1)
         assert torch.equal(found.unique(dim=0), expected)
         # Two lists, one after the other, in which every mask has its range.
-        assert torch.equal(pixels.mask, torch.arange(len(masks)).repeat(2).repeat_interleave(pixels.count.flatten()))
-        assert torch.equal(pixels.first.flatten(), pixels.count.flatten().cumsum(0) - pixels.count.flatten())
+        num_pixels = pixels.num_pixels.flatten()
+        assert torch.equal(pixels.mask, torch.arange(len(masks)).repeat(2).repeat_interleave(num_pixels))
+        assert torch.equal(pixels.first.flatten(), num_pixels.cumsum(0) - num_pixels)
 
 
 def test_boundary_pixels_of_a_blob_come_once() -> None:
@@ -83,4 +84,4 @@ def test_boundary_pixels_of_no_mask_are_none() -> None:
         pixels = boundary_pixels(find_runs(torch.zeros(num_masks, 5, 5, dtype=torch.bool)), num_masks)
         assert len(pixels.mask) == 0
         assert pixels.x_y.shape == (0, 2)
-        assert pixels.count.shape == (2, num_masks)
+        assert pixels.num_pixels.shape == (2, num_masks)
