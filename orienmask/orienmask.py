@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
@@ -21,6 +22,7 @@ from orienmask.losses import PixelCounts, box_losses, count_pixels, orientation_
 from orienmask.maps import OrienMaps
 from orienmask.neck import YOLONeck
 from orienmask.orientation import orientation_targets
+from orienmask.pictures import map_pictures
 from orienmask.targets import TargetRule, assign_anchors, box_targets, objectness_negatives
 from segzoo.modeling.fcos.decode import output_scale
 from segzoo.modeling.fcos.locations import map_sizes
@@ -202,3 +204,7 @@ class OrienMask(nn.Module):
     def mask_maps(self, maps: OrienMaps) -> Tensor:
         """The part of the raw maps that masks are built from (table 6 of the paper counts its bytes)."""
         return maps.orientations
+
+    def map_pictures(self, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Pictures of what the best detection of one image is made of, by title; see `orienmask.pictures`."""
+        return map_pictures(self, inputs)

@@ -36,11 +36,18 @@ class OrientationTargets(NamedTuple):
 def valid_areas(objects: Objects, rule: TargetRule) -> Areas:
     """The area of every object: its box times the expand ratio and half a cell more on each side."""
     base = objects.base_px(rule.base_position)
-    reach = rule.expand_ratio / 2 * objects.boxes[:, 2:] + objects.strides[:, None] / 2
-    limit = objects.image_sizes_px - 1
-    first = (base - reach).clamp(min=0).minimum(limit).round().long()
-    last = (base + reach).clamp(min=0).minimum(limit).round().long()
-    return Areas(base, reach, first, last)
+    return areas_around(base, objects.boxes[:, 2:], objects.strides, objects.image_sizes_px, rule.expand_ratio)
+
+
+def areas_around(
+    base_px: Tensor, sizes_px: Tensor, strides: Tensor, image_sizes_px: Tensor, expand_ratio: float
+) -> Areas:
+    """As `valid_areas`, of (M, 2) base positions, boxes' and images' widths and heights, and (M,) strides."""
+    reach = expand_ratio / 2 * sizes_px + strides[:, None] / 2
+    limit = image_sizes_px - 1
+    first = (base_px - reach).clamp(min=0).minimum(limit).round().long()
+    last = (base_px + reach).clamp(min=0).minimum(limit).round().long()
+    return Areas(base_px, reach, first, last)
 
 
 @torch.no_grad()

@@ -116,15 +116,21 @@ def side_by_side(
     return sheet
 
 
-def save_image(path: str, image: np.ndarray) -> None:
+def save_image(path: str, image: np.ndarray, png_level: int | None = None) -> None:
     """Writes an image, its format by the name's ending (.png, .jpg ...); makes the folder.
+
+    Args:
+        path: of the file.
+        image: (H, W, 3) uint8 BGR.
+        png_level: 0..9, higher is smaller and slower; None is OpenCV's quick choice.
 
     Raises:
         SegZooError: the ending is not one of an image format, or the file cannot be written.
     """
     ending = os.path.splitext(path)[1].lower()
+    options = [] if png_level is None else [cv2.IMWRITE_PNG_COMPRESSION, png_level]
     try:
-        is_encoded, encoded = cv2.imencode(ending or ".", image)
+        is_encoded, encoded = cv2.imencode(ending or ".", image, options)
     except cv2.error:
         is_encoded = False
     if not is_encoded:

@@ -55,6 +55,15 @@ def test_save_image_writes_below_new_folders_with_any_name(tmp_path: Path) -> No
     assert np.array_equal(read_image(path), _panel(77))
 
 
+def test_save_image_png_level_changes_the_size_only(tmp_path: Path) -> None:
+    image = np.arange(60 * 80 * 3, dtype=np.uint32).reshape(60, 80, 3).astype(np.uint8)
+    quick, small = tmp_path / "quick.png", tmp_path / "small.png"
+    save_image(str(quick), image, png_level=0)
+    save_image(str(small), image, png_level=9)
+    assert small.stat().st_size < quick.stat().st_size / 2
+    assert np.array_equal(read_image(str(quick)), read_image(str(small)))
+
+
 @pytest.mark.parametrize("name", ["picture.txt", "picture"])
 def test_save_image_unknown_ending_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(SegZooError, match="ending"):
