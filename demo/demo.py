@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ from segzoo.engine.predictor import Predictor
 from segzoo.engine.setup import choose_device, register_datasets, write_num_classes
 from segzoo.errors import ConfigError, SegZooError
 from segzoo.visualization import draw_instances, draw_rays, save_image, side_by_side
+
+PANELS_IN_A_ROW = 3
 
 
 @dataclass
@@ -82,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threshold", type=float, default=0.3, help="detections with a lower score are left out "
                         "(default 0.3; PolarMask's scores reach 1.5)")  # fmt: skip
     parser.add_argument("--rays", action="store_true", help="draw PolarMask's centres and rays beside the instances")
+    parser.add_argument("--maps", action="store_true", help="draw the maps behind the best instance (OrienMask)")
     parser.add_argument("--class-names", nargs="+", default=None, metavar="NAME", help="else those of the data set")
     parser.add_argument("--json", action="store_true", help="print a summary as one JSON object in the last line")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys, last")
@@ -181,22 +184,31 @@ def process_images(
             outcome.num_images += 1
             outcome.results.extend(to_results(instances, image_id, path, args.threshold, classes))
             if args.output:
-                save_image(os.path.join(args.output, name), draw(image, instances, classes.names, args))
+                maps = predictor.map_pictures(image) if args.maps else {}
+                save_image(os.path.join(args.output, name), draw(image, instances, classes.names, args, maps))
     except KeyboardInterrupt:
         outcome.interrupted = True
     return outcome
 
 
-def draw(image: np.ndarray, instances: Instances, class_names: Sequence[str], args: argparse.Namespace) -> np.ndarray:
-    """The picture of one image's instances; with --rays, their centres and rays beside it."""
-    picture = draw_instances(image, instances, class_names, args.threshold)
-    if not args.rays:
-        return picture
-    if not instances.has("pred_contours"):
-        raise ConfigError("--rays: this method predicts no rays", "leave the option out, or use PolarMask")
-    shown = instances[instances.scores >= args.threshold]
-    rays = draw_rays(image, shown.pred_centers.numpy(), shown.pred_contours.numpy())
-    return side_by_side([picture, rays], ["instances", "centres and rays"])
+def draw(
+    image: np.ndarray,
+    instances: Instances,
+    class_names: Sequence[str],
+    args: argparse.Namespace,
+    maps: Mapping[str, np.ndarray],
+) -> np.ndarray:
+    """The picture of one image's instances; beside it, with --rays, their centres and rays, and maps by title."""
+    panels = {"instances": draw_instances(image, instances, class_names, args.threshold)}
+    if args.rays:
+        if not instances.has("pred_contours"):
+            raise ConfigError("--rays: this method predicts no rays", "leave the option out, or use PolarMask")
+        shown = instances[instances.scores >= args.threshold]
+        panels["centres and rays"] = draw_rays(image, shown.pred_centers.numpy(), shown.pred_contours.numpy())
+    panels.update(maps)
+    if len(panels) == 1:
+        return panels["instances"]
+    return side_by_side(list(panels.values()), list(panels), columns=min(len(panels), PANELS_IN_A_ROW))
 
 
 def write_results(path: str, results: list[dict[str, Any]]) -> None:

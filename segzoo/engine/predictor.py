@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from segzoo.data.image_io import read_image
 from segzoo.engine.device import choose_device
 from segzoo.engine.validate import validate_config
 from segzoo.engine.weights import load_weights
+from segzoo.errors import ConfigError
 
 
 class Predictor:
@@ -58,19 +60,45 @@ class Predictor:
             DatasetError: the file cannot be read.
             ValueError: an array of another shape or type.
         """
+        with torch.no_grad():
+            return self.model([self._prepare(image)])[0]["instances"].to("cpu")
+
+    def map_pictures(self, image: np.ndarray | str | os.PathLike) -> dict[str, np.ndarray]:
+        """Pictures of the maps that the model's masks come from: (H, W, 3) uint8 BGR at the network's input size each.
+
+        A model offers them by a method `map_pictures(inputs)`, inputs as one entry of a forward.
+
+        Args:
+            image: see `__call__`.
+
+        Returns:
+            By title; empty when there is nothing to show.
+
+        Raises:
+            ConfigError: the method has no such pictures.
+        """
+        if not hasattr(self.model, "map_pictures"):
+            name = self.cfg.MODEL.META_ARCHITECTURE
+            raise ConfigError(
+                f"{name} has no pictures of its maps", "leave the option out, or use a method that has them (OrienMask)"
+            )
+        with torch.no_grad():
+            return self.model.map_pictures(self._prepare(image))
+
+    def _prepare(self, image: np.ndarray | str | os.PathLike) -> dict[str, Any]:
+        """The entry of a forward for one image, resized as in evaluation."""
         original = self._read(image)
         resized, rng = original, np.random.default_rng(0)
         for augmentation in self.augmentations:
             resized = augmentation.get_transform(resized, rng).apply_image(resized)
-        entry = {
+        entry: dict[str, Any] = {
             "image": torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1))),
             "height": original.shape[0],
             "width": original.shape[1],
         }
         if self.pad_to is not None:
             entry["pad_to"] = self.pad_to
-        with torch.no_grad():
-            return self.model([entry])[0]["instances"].to("cpu")
+        return entry
 
     def _read(self, image: np.ndarray | str | os.PathLike) -> np.ndarray:
         """The image (H, W, 3) uint8 in the order INPUT.FORMAT."""

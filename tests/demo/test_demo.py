@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from pycocotools import mask as mask_api
 from torch import nn
 
 from demo import demo
+from segzoo.data.augmentation import build_augmentations
 from segzoo.data.image_io import read_image
 from segzoo.errors import SegZooError
 from segzoo.geometry.rle import RLEMasks, encode_masks
 from segzoo.modeling.postprocess import build_instances
+from tests.contract.toys import toy_config
 
 
 class LeftHalfForDemo(nn.Module):
@@ -288,3 +290,27 @@ def test_demo_runs_as_a_script_from_anywhere(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert "absent.png: no such file" in done.stderr
     assert json.loads((tmp_path / "out.json").read_text()) == []
+
+
+def test_demo_maps_of_orienmask_stand_beside_the_instances(photos: Path, tmp_path: Path) -> None:
+    cfg = toy_config("OrienMask", "MODEL.ORIENMASK.SCORE_THRESH_TEST", 0.0)
+    folder, output = tmp_path / "toy", tmp_path / "pictures"
+    folder.mkdir()
+    torch.save({"model": build_model(cfg).state_dict()}, folder / "model.pth")
+    (folder / "config.yaml").write_text(cfg.dump())
+    assert _run(folder, "--input", photos / "0.png", "--output", output, "--maps", "--class-names", "a", "b", "c") == 0
+    sheet = read_image(str(output / "0.png"))
+    # The photo's own panel and five at the size of the network's input, three in a row.
+    photo = read_image(str(photos / "0.png"))
+    (resize,) = build_augmentations(cfg, is_train=False)
+    height, width = resize.get_transform(photo, np.random.default_rng(0)).apply_image(photo).shape[:2]
+    assert sheet.shape == (2 * (max(height, 40) + 18) + 4, 3 * max(width, 60) + 2 * 4, 3)
+    assert _run(folder, "--input", photos / "0.png", "--output", output, "--class-names", "a", "b", "c") == 0
+    assert read_image(str(output / "0.png")).shape == (40, 60, 3)
+
+
+def test_demo_maps_of_a_method_without_them_are_refused(
+    run_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(run_folder, "--input", photos, "--output", tmp_path / "pictures", "--maps") == 2
+    assert "LeftHalfForDemo has no pictures of its maps" in capsys.readouterr().err
