@@ -169,7 +169,9 @@ def benchmark_targets(
     batches: Sequence[int] = (1, 4, 16),
     size: tuple[int, int] = IMAGE_SIZE,
 ) -> Iterator[Comparison]:
-    """Per-image times of the targets for images of 7 and of 30 instances, alone, in batches of 4 (a GPU of the paper) and of 16 (its step).
+    """Per-image times of the targets for images of 7 and of 30 instances.
+
+    Alone, in batches of 4 (what the authors gave a GPU) and of 16 (a step of their recipe).
 
     Raises:
         TrainingError: targets and oracle disagree.
