@@ -170,7 +170,11 @@ def _interpolate(maps: Tensor, dim: int, positions: Tensor) -> Tensor:
 def _find_edges(ends: Tensor, low: Tensor, high: Tensor) -> list[np.ndarray]:
     """Where the masks of (2, P) end points between (D, 2) limits begin and end: D times ascending places 0 .. P."""
     if ends.device.type == "cpu":
-        return _find_edges_on_cpu(ends.numpy(), low.tolist(), high.tolist())
+        return _edges_one_by_one(ends.numpy(), low.tolist(), high.tolist())
+    return _edges_at_once(ends, low, high)
+
+
+def _edges_at_once(ends: Tensor, low: Tensor, high: Tensor) -> list[np.ndarray]:
     is_inside = ends.new_zeros(len(low), ends.shape[1] + 2, dtype=torch.bool)
     inner = is_inside[:, 1:-1]
     torch.gt(ends[0], low[:, :1], out=inner)
@@ -180,8 +184,8 @@ def _find_edges(ends: Tensor, low: Tensor, high: Tensor) -> list[np.ndarray]:
     return np.split(place, np.cumsum(np.bincount(owner, minlength=len(low)))[:-1])
 
 
-def _find_edges_on_cpu(ends: np.ndarray, low: list[list[float]], high: list[list[float]]) -> list[np.ndarray]:
-    """The same mask by mask, so that all but the end points stays in the cache."""
+def _edges_one_by_one(ends: np.ndarray, low: list[list[float]], high: list[list[float]]) -> list[np.ndarray]:
+    """Mask by mask, so that on a CPU all but the end points stays in the cache."""
     is_inside = np.zeros(ends.shape[1] + 2, dtype=bool)
     inner, part = is_inside[1:-1], np.empty(ends.shape[1], dtype=bool)
     places = []

@@ -198,3 +198,7 @@ class OrienMask(nn.Module):
         fine, *coarser = (features[name] for name in self.in_features)
         levels = self.neck(coarser)
         return OrienMaps(self.box_head(levels), self.orien_head(fine, levels))
+
+    def mask_maps(self, maps: OrienMaps) -> Tensor:
+        """The part of the raw maps that masks are built from (table 6 of the paper counts its bytes)."""
+        return maps.orientations

@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 
 from polarmask.rays import NO_HIT_PX, point_blocks
-from segzoo.geometry.components import filled_parts
+from segzoo.geometry.components import filled_parts, largest_labels
 from segzoo.geometry.outlines import Pixels, boundary_pixels
-from segzoo.geometry.runs import Runs, expand_ranges, paint_runs, touching_runs
+from segzoo.geometry.runs import Contacts, Runs, expand_ranges, paint_runs
 
 # A ray without a point at its own degree looks at these neighbours, in this order; angles do not wrap around.
 DEGREE_OFFSETS = (0, 1, -1, 2, -2, 3, -3)
+NUM_MISSES = max(DEGREE_OFFSETS)
 # Whole degrees 0 .. 360: an angle just below 0 becomes 360 in fp32, where no ray looks.
 NUM_DEGREES = 361
 
@@ -49,9 +50,9 @@ def official_contours(runs: Runs, num_masks: int) -> OfficialContours:
         runs: of the masks.
         num_masks: M.
     """
-    filled, labels = filled_parts(runs, num_masks)
-    moments = _polygon_moments(filled, labels)
-    root = _largest_part(filled, labels, moments[:, 0], num_masks)
+    filled, labels, contacts = filled_parts(runs, num_masks)
+    moments = _polygon_moments(filled, labels, contacts)
+    root = largest_labels(filled, labels, moments[:, 0].contiguous(), num_masks)
     # One row more for masks without a run.
     chosen = torch.cat((moments, moments.new_zeros(1, 3))).index_select(0, root)
     divisor = 3 * chosen[:, :1]
@@ -60,8 +61,9 @@ def official_contours(runs: Runs, num_masks: int) -> OfficialContours:
         center, start = _walk(runs.select(runs.mask == mask))
         centers[mask] = centers.new_tensor(center)
         root[mask] = labels[_run_of(filled, mask, start)]
-    kept = filled.select(labels == root.index_select(0, filled.mask))
-    return OfficialContours(centers.float(), boundary_pixels(kept))
+    is_kept = labels == root.index_select(0, filled.mask)
+    pixels = boundary_pixels(filled.select(is_kept), num_masks, contacts.select(is_kept))
+    return OfficialContours(centers.float(), pixels)
 
 
 def degree_bin_rays(contours: OfficialContours, points_px: Tensor, point_masks: Tensor, num_rays: int) -> Tensor:
@@ -77,61 +79,48 @@ def degree_bin_rays(contours: OfficialContours, points_px: Tensor, point_masks: 
         (P, n) float32 px; `NO_HIT_PX` where no degree within 3 holds a point, 0 where only the point itself lies.
     """
     pixels = contours.pixels
-    first = torch.searchsorted(pixels.mask, point_masks)
-    count = torch.searchsorted(pixels.mask, point_masks, right=True) - first
-    farthest = points_px.new_full((len(points_px), NUM_DEGREES + 2 * len(DEGREE_OFFSETS)), -1.0)
+    num_points, device = len(points_px), points_px.device
+    first, count = (ranges.index_select(1, point_masks) for ranges in (pixels.first, pixels.num_pixels))
+    # A row a degree, so that one ray of all points lies side by side.
+    farthest = points_px.new_full((NUM_DEGREES + 2 * NUM_MISSES, num_points), -1.0)
+    slots = torch.arange(num_points, device=device) + NUM_MISSES * num_points
     columns = pixels.x_y.T.to(points_px.dtype).contiguous()
-    for block in point_blocks(count):
-        owner, pixel = expand_ranges(first[block], count[block])
+    for block in point_blocks(count.sum(dim=0)):
+        viewer, pixel = expand_ranges(first[:, block].flatten(), count[:, block].flatten())
         x, y = (
-            column.index_select(0, pixel) - own.index_select(0, owner)
+            column.index_select(0, pixel).sub_(torch.cat((own, own)).index_select(0, viewer))
             for column, own in zip(columns, points_px[block].unbind(dim=1), strict=True)
         )
-        degrees = torch.atan2(x, y) * 180 / math.pi
+        degrees = torch.atan2(x, y).mul_(180).div_(math.pi)
         degrees = torch.where(degrees < 0, degrees + 360, degrees).long()
-        slot = (owner + block.start) * farthest.shape[1] + len(DEGREE_OFFSETS) + degrees
-        farthest.view(-1).scatter_reduce_(0, slot, x * x + y * y, "amax")
-    own_degree = torch.arange(num_rays, device=points_px.device) * (360 // num_rays)
-    neighbours = own_degree[:, None] + own_degree.new_tensor(DEGREE_OFFSETS) + len(DEGREE_OFFSETS)
-    squares = farthest.index_select(1, neighbours.flatten()).view(len(farthest), *neighbours.shape)
-    rays = points_px.new_full((len(points_px), num_rays), NO_HIT_PX)
-    for choice in reversed(squares.unbind(dim=2)):
-        rays = torch.where(choice >= 0, choice.sqrt(), rays)
-    return rays
+        slot = degrees.mul_(num_points).add_(torch.cat((slots[block], slots[block])).index_select(0, viewer))
+        farthest.view(-1).scatter_reduce_(0, slot, x.square_().add_(y.square_()), "amax")
+    squares = farthest.new_full((num_rays, num_points), -1.0)
+    for offset in reversed(DEGREE_OFFSETS):
+        start = NUM_MISSES + offset
+        choice = farthest[start : start + 360 : 360 // num_rays]
+        squares = torch.where(choice >= 0, choice, squares)
+    return torch.where(squares >= 0, squares.sqrt(), NO_HIT_PX).T.contiguous()
 
 
-def _polygon_moments(runs: Runs, labels: Tensor) -> Tensor:
+def _polygon_moments(runs: Runs, labels: Tensor, contacts: Contacts) -> Tensor:
     """(T, 3) int64, in the row of a part's label: twice its polygon's area, and six times the integrals of x and of y.
 
-    Exact: squares count 2, 6x + 3, 6y + 3, triangles 1 and the sums of their corners' x and y.
+    Exact: squares count 2, 6x + 3, 6y + 3, triangles 1 and the sums of their corners' x and y. Two corners of a
+    triangle lie in the row that reaches farther, one of them beyond the other row's end.
     """
-    contacts = touching_runs(runs, diagonal=False)
-    upper, lower = runs.select(contacts.upper), runs.select(contacts.lower)
-    left, right = torch.maximum(upper.x0, lower.x0), torch.minimum(upper.x1, lower.x1) - 1
-    num_squares, y = right - left, upper.row
-    moments = torch.stack(
-        (2 * num_squares, 3 * num_squares * (left + right), num_squares * (6 * y + 3)),
-        dim=1,
-    )
-    for end_upper, end_lower, side, sign in (
-        (upper.x0, lower.x0, left, -1),
-        (upper.x1, lower.x1, right, 1),
-    ):
-        # Two corners lie in the row that reaches farther, one of them beyond the other row's end.
-        is_upper = (end_upper - end_lower) * sign > 0
-        triangle = torch.stack((torch.ones_like(y), 3 * side + sign, 3 * y + torch.where(is_upper, 1, 2)), dim=1)
-        moments += torch.where((end_upper != end_lower)[:, None], triangle, 0)
+    upper_x0, lower_x0 = (runs.x0.index_select(0, index) for index in contacts[:2])
+    upper_x1, lower_x1 = (runs.x1.index_select(0, index) for index in contacts[:2])
+    left, right = torch.maximum(upper_x0, lower_x0), torch.minimum(upper_x1, lower_x1) - 1
+    num_squares = right - left
+    at_left, at_right = (upper_x0 != lower_x0).long(), (upper_x1 != lower_x1).long()
+    area = 2 * num_squares + at_left + at_right
+    x = 3 * (num_squares * (left + right) + at_left * left + at_right * right) + at_right - at_left
+    num_below = (lower_x0 < upper_x0).long() + (lower_x1 > upper_x1)
+    y = area * (3 * runs.row.index_select(0, contacts.upper) + 1) + num_squares + num_below
+    # Nothing lies between runs that touch at a corner only.
+    moments = torch.stack((area, x, y), dim=1) * (num_squares >= 0)[:, None]
     return moments.new_zeros(len(labels), 3).index_add_(0, labels.index_select(0, contacts.upper), moments)
-
-
-def _largest_part(runs: Runs, labels: Tensor, areas: Tensor, num_masks: int) -> Tensor:
-    """(M,) label of the part of the largest polygon area (the first one on ties); T for an empty mask."""
-    num_runs = len(labels)
-    own_area = areas.index_select(0, labels)
-    largest = areas.new_full((num_masks,), -1).scatter_reduce_(0, runs.mask, own_area, "amax")
-    is_largest = own_area == largest.index_select(0, runs.mask)
-    root = torch.full_like(largest, num_runs)
-    return root.scatter_reduce_(0, runs.mask, torch.where(is_largest, labels, num_runs), "amin")
 
 
 def _is_ambiguous(runs: Runs, labels: Tensor, areas: Tensor, chosen: Tensor, divisor: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from segzoo.geometry.outlines import Outlines, outlines
-from segzoo.geometry.runs import Runs, expand, expand_ranges
+from segzoo.geometry.outlines import Sides, outlines
+from segzoo.geometry.runs import Contacts, Runs, expand, expand_ranges
 
 # The distance of a ray that meets nothing, as in the paper (section 3.2).
 NO_HIT_PX = 1e-6
@@ -43,7 +43,7 @@ class Facing(NamedTuple):
     grows_with_angle: bool
 
 
-# In the order of `Outlines`: left, right, top, bottom.
+# In the order of `Sides.facing`: left, right, top, bottom.
 FACINGS = (
     Facing(is_vertical=True, is_upward=False, quarter_turns=-1, grows_with_angle=True),
     Facing(is_vertical=True, is_upward=True, quarter_turns=1, grows_with_angle=False),
@@ -55,12 +55,12 @@ FACINGS = (
 class Pairs(NamedTuple):
     """Points and sides that one of their rays may leave the mask through; all (Q,).
 
-    point: index of the point. offset_px: distance > 0 from it to the side's line. start_px, end_px: where the side
-    begins and ends along that line, seen from the point, by growing angle. base: angle of the direction that the side
-    faces, in units of the angle between rays.
+    view: index of the facing, times the number of points, plus that of the point. offset_px: distance > 0 from it to
+    the side's line. start_px, end_px: where the side begins and ends along that line, seen from the point, by growing
+    angle. base: angle of the direction that the side faces, in units of the angle between rays.
     """
 
-    point: Tensor
+    view: Tensor
     offset_px: Tensor
     start_px: Tensor
     end_px: Tensor
@@ -79,7 +79,13 @@ def ray_directions(num_rays: int, device: torch.device | None = None) -> Tensor:
 
 
 def cast_rays(
-    runs: Runs, points_px: Tensor, point_masks: Tensor, num_rays: int, *, max_pairs: int = MAX_PAIRS
+    runs: Runs,
+    points_px: Tensor,
+    point_masks: Tensor,
+    num_rays: int,
+    *,
+    contacts: Contacts | None = None,
+    max_pairs: int = MAX_PAIRS,
 ) -> Tensor:
     """The farthest crossing of every ray with the outline of the point's mask.
 
@@ -88,6 +94,7 @@ def cast_rays(
         points_px: (P, 2) x and y in continuous pixels; a point may lie outside its mask.
         point_masks: (P,) int64 index of each point's mask.
         num_rays: n.
+        contacts: of the runs, with or without corners, where they are known already.
         max_pairs: pairs of point and side held at once; the result does not depend on it.
 
     Returns:
@@ -96,64 +103,62 @@ def cast_rays(
     distances = points_px.new_full((len(points_px), num_rays), NO_HIT_PX, dtype=torch.float32)
     if len(runs.row) == 0 or len(points_px) == 0:
         return distances
-    sides = outlines(runs)
+    sides = outlines(runs, contacts)
     first, count = _sides_beyond(sides, points_px, point_masks)
+    lines, points_px = _seen_along_rays(sides), points_px.float()
     for block in point_blocks(count.sum(dim=0), max_pairs):
-        _cast(distances, _make_pairs(sides, points_px.float(), first[:, block], count[:, block], block.start, num_rays))
+        pairs = _make_pairs(lines, points_px[block], first[:, block], count[:, block], num_rays)
+        _cast(distances[block], pairs)
     return distances
 
 
-def _sides_beyond(sides: Outlines, points_px: Tensor, point_masks: Tensor) -> tuple[Tensor, Tensor]:
+def _sides_beyond(sides: Sides, points_px: Tensor, point_masks: Tensor) -> tuple[Tensor, Tensor]:
     """(4, P) first and (4, P) number of the sides of each facing that a ray from a point can leave its mask through.
 
-    A side that faces up its axis must lie above the point, one that faces down below it. Sides are ordered by mask and
-    level, so that these are neighbours; indices count through all sides of all facings.
+    A side that faces up its axis must lie above the point, one that faces down below it. Sides are ordered by facing,
+    mask and level, so that these are neighbours.
     """
-    masks, levels = torch.cat([side.mask for side in sides]), torch.cat([side.level for side in sides])
     # Room for one mask more: a point whose mask is empty finds nothing there.
-    num_masks, span = masks.amax() + 2, levels.amax() + 2
-    facing = torch.repeat_interleave(torch.tensor([len(side.mask) for side in sides])).to(masks.device)
-    keys = (facing * num_masks + masks) * span + levels
-    x, y = points_px.unbind(dim=1)
-    lowest, highest = [], []
-    for number, rule in enumerate(FACINGS):
-        across = x if rule.is_vertical else y
-        start = (number * num_masks + point_masks.minimum(num_masks - 1)) * span
-        if rule.is_upward:
-            lowest.append(start + across.floor().long().clamp(min=-1).minimum(span - 1))
-            highest.append(start + span - 1)
-        else:
-            lowest.append(start - 1)
-            highest.append(start + (across.ceil().long() - 1).clamp(min=-1).minimum(span - 1))
-    bounds = torch.searchsorted(keys, torch.stack((torch.stack(lowest), torch.stack(highest))), right=True)
+    num_masks, span = sides.mask.amax() + 2, sides.level.amax() + 2
+    keys = (sides.facing * num_masks + sides.mask) * span + sides.level
+    facing = torch.arange(len(FACINGS), device=keys.device).view(2, 2, 1)
+    # (2, 2, P), by axis and by whether a side faces up it.
+    start = (facing * num_masks + point_masks.minimum(num_masks - 1)) * span
+    across = points_px.T
+    level = torch.stack((across.ceil() - 1, across.floor()), dim=1).clamp(min=-1).long().minimum(span - 1) + start
+    lowest = torch.stack((start[:, 0] - 1, level[:, 1]), dim=1)
+    highest = torch.stack((level[:, 0], start[:, 1] + (span - 1)), dim=1)
+    bounds = torch.searchsorted(keys, torch.stack((lowest, highest)).flatten(1, 2), right=True)
     return bounds[0], bounds[1] - bounds[0]
 
 
-def _make_pairs(
-    sides: Outlines, points_px: Tensor, first: Tensor, count: Tensor, first_point: int, num_rays: int
-) -> Pairs:
-    """The pairs of (4, p) ranges of sides of the points from `first_point` on."""
-    facing_point, side = expand_ranges(first.flatten(), count.flatten())
-    point = torch.arange(first_point, first_point + count.shape[1], device=side.device)
-    x, y = points_px[first_point : first_point + len(point)].unbind(dim=1)
-    offsets, starts, ends, acrosses, alongs, bases = [], [], [], [], [], []
-    for rule, facing in zip(FACINGS, sides, strict=True):
-        sign = 1 if rule.is_upward else -1
-        turn = 1 if rule.grows_with_angle else -1
-        start, end = (facing.start, facing.end) if rule.grows_with_angle else (facing.end, facing.start)
-        offsets.append(facing.level.float() * sign)
-        starts.append(start.float() * turn)
-        ends.append(end.float() * turn)
-        acrosses.append((x if rule.is_vertical else y) * sign)
-        alongs.append((y if rule.is_vertical else x) * turn)
-        bases.append(torch.full_like(x, rule.quarter_turns * num_rays / 4))
-    along = torch.cat(alongs).index_select(0, facing_point)
+def _seen_along_rays(sides: Sides) -> Tensor:
+    """(3, S) level, start and end of sides, with the signs and in the order of `Pairs`."""
+    signs = torch.tensor([1 if rule.is_upward else -1 for rule in FACINGS], device=sides.facing.device)
+    turns = torch.tensor([1 if rule.grows_with_angle else -1 for rule in FACINGS], device=sides.facing.device)
+    turn = turns.index_select(0, sides.facing)
+    one_end, other_end = sides.start * turn, sides.end * turn
+    level = sides.level * signs.index_select(0, sides.facing)
+    return torch.stack((level, torch.minimum(one_end, other_end), torch.maximum(one_end, other_end))).float()
+
+
+def _make_pairs(lines: Tensor, points_px: Tensor, first: Tensor, count: Tensor, num_rays: int) -> Pairs:
+    """The pairs of (4, p) ranges of sides of p points. lines: see `_seen_along_rays`."""
+    view, side = expand_ranges(first.flatten(), count.flatten())
+    x, y = points_px.unbind(dim=1)
+    across, along, base = [], [], []
+    for rule in FACINGS:
+        across.append((x if rule.is_vertical else y) * (1 if rule.is_upward else -1))
+        along.append((y if rule.is_vertical else x) * (1 if rule.grows_with_angle else -1))
+        base.append(torch.full_like(x, rule.quarter_turns * num_rays / 4))
+    level, start, end = (line.index_select(0, side) for line in lines)
+    own_along = torch.cat(along).index_select(0, view)
     return Pairs(
-        point=point.repeat(len(FACINGS)).index_select(0, facing_point),
-        offset_px=torch.cat(offsets).index_select(0, side) - torch.cat(acrosses).index_select(0, facing_point),
-        start_px=torch.cat(starts).index_select(0, side) - along,
-        end_px=torch.cat(ends).index_select(0, side) - along,
-        base=torch.cat(bases).index_select(0, facing_point),
+        view=view,
+        offset_px=level.sub_(torch.cat(across).index_select(0, view)),
+        start_px=start.sub_(own_along),
+        end_px=end.sub_(own_along),
+        base=torch.cat(base).index_select(0, view),
     )
 
 
@@ -178,10 +183,10 @@ def _cast(distances: Tensor, pairs: Pairs) -> None:
     num_rays = distances.shape[1]
     per_ray = num_rays / (2 * math.pi)
     # Angles in units of the angle between rays, so that ray k lies at k.
-    low = torch.atan2(pairs.start_px, pairs.offset_px) * per_ray + pairs.base
-    high = torch.atan2(pairs.end_px, pairs.offset_px) * per_ray + pairs.base
-    first_ray = (low - ANGLE_TOLERANCE).ceil()
-    hits = ((high + ANGLE_TOLERANCE).floor() - first_ray + 1).long()
+    low = torch.atan2(pairs.start_px, pairs.offset_px).mul_(per_ray).add_(pairs.base)
+    high = torch.atan2(pairs.end_px, pairs.offset_px).mul_(per_ray).add_(pairs.base)
+    first_ray = low.sub_(ANGLE_TOLERANCE).ceil_()
+    hits = high.add_(ANGLE_TOLERANCE).floor_().sub_(first_ray).add_(1).long()
 
     pair = hits.nonzero().squeeze(1)
     owner, position = expand(hits.index_select(0, pair))
@@ -192,5 +197,6 @@ def _cast(distances: Tensor, pairs: Pairs) -> None:
     # The tolerance may admit a ray just past a side's end that runs nearly along it: it crosses at the end.
     farthest = torch.hypot(offset, torch.maximum(start.abs(), end.abs()))
     length = torch.where(cosine <= 0, farthest, (offset / cosine).minimum(farthest))
-    slot = pairs.point.index_select(0, pair) * num_rays + ray.long().remainder(num_rays)
+    point = pairs.view.index_select(0, pair) % len(distances)
+    slot = point * num_rays + ray.long().remainder(num_rays)
     distances.view(-1).scatter_reduce_(0, slot, length, "amax")

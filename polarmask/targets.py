@@ -73,20 +73,24 @@ def polar_targets(
         centers = largest.centers_px
     matched, boxes = _assign(locations, gt_instances, centers, rule)
     gt_classes = torch.cat([instances.gt_classes for instances in gt_instances])
-    # One row more stands for the background, so that no image needs a branch.
-    classes = torch.cat((gt_classes, gt_classes.new_tensor([num_classes])))[matched]
-    positives = (classes < num_classes).nonzero().squeeze(1)
-    points, owners = locations.points_px[positives % len(locations.points_px)], matched[positives]
-    distances = box_distances(points, boxes[owners])
+    positives = (matched >= 0).nonzero().squeeze(1)
+    owners = matched.index_select(0, positives)
+    points = locations.points_px.index_select(0, positives % len(locations.points_px))
+    distances = box_distances(points, boxes.index_select(0, owners))
     if rule.is_official:
         rays = degree_bin_rays(contours, points, owners, rule.num_rays)
-        return PolarTargets(classes, positives, rays, distances)
-    rays = cast_rays(runs if rule.parts == "all" else largest.runs, points, owners, rule.num_rays)
-    # Where all rays miss (specks seen from between two rays) there is nothing to learn: a centerness of 1e-6 / 1e-6
-    # would call such a location the perfect centre.
-    is_blind = rays.amax(dim=1) <= NO_HIT_PX
-    classes[positives[is_blind]] = num_classes
-    return PolarTargets(classes, positives[~is_blind], rays[~is_blind], distances[~is_blind])
+    else:
+        if rule.parts == "all":
+            rays = cast_rays(runs, points, owners, rule.num_rays)
+        else:
+            rays = cast_rays(largest.runs, points, owners, rule.num_rays, contacts=largest.contacts)
+        # Where all rays miss (specks seen from between two rays) there is nothing to learn: a centerness of 1e-6 / 1e-6
+        # would call such a location the perfect centre.
+        seen = (rays.amax(dim=1) > NO_HIT_PX).nonzero().squeeze(1)
+        positives, owners, rays, distances = (x.index_select(0, seen) for x in (positives, owners, rays, distances))
+    classes = gt_classes.new_full((len(matched),), num_classes)
+    classes.index_copy_(0, positives, gt_classes.index_select(0, owners))
+    return PolarTargets(classes, positives, rays, distances)
 
 
 def _assign(
@@ -109,10 +113,10 @@ def _assign(
         center_radius=rule.center_radius,
         gt_areas=areas,
     )
-    if rule.is_official:
+    if rule.is_official and len(boxes):
         # In that program a first object with its centre in column 0 leaves the whole image without a positive.
-        by_image = matched.view(len(counts), -1)
-        for image, (start, count) in enumerate(zip(itertools.accumulate(counts, initial=0), counts)):
-            if count:
-                by_image[image] = torch.where(centers_px[start, 0] == 0, -1, by_image[image])
+        starts = list(itertools.accumulate(counts, initial=0))[:-1]
+        first = torch.tensor([min(start, len(boxes) - 1) for start in starts], device=boxes.device)
+        is_blocked = centers_px.index_select(0, first)[:, :1] == 0
+        matched = torch.where(is_blocked, -1, matched.view(len(counts), -1)).flatten()
     return matched, boxes

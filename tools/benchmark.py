@@ -65,6 +65,9 @@ def run(part: str, method: str, repeats: int, threads: int, device_name: str) ->
     rows = []
     for row in benchmarks[part](repeats, device):
         print(f"{row.name:62}{row.ours_ms:>10.2f}{row.oracle_ms:>12.2f}{row.ratio:>7.1f}x", flush=True)
+        if row.ours_mb and row.oracle_mb:
+            memory = f"{row.ours_mb:>7.1f} MiB{row.oracle_mb:>8.1f} MiB{row.oracle_mb / row.ours_mb:>7.1f}x"
+            print(f"{'    memory at the peak':62}{memory}")
         rows.append(row)
     return rows
 

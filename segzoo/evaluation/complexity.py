@@ -61,6 +61,8 @@ class Complexity:
     image_size: tuple[int, int]
     parts: dict[str, PartCost]
     notes: list[str] = field(default_factory=list)
+    # Bytes of the maps that masks are built from, of models that say which these are.
+    mask_map_bytes: int | None = None
 
     @property
     def parameters(self) -> int:
@@ -90,6 +92,8 @@ class Complexity:
             lines.append(
                 f"{name:<{width}} {part.parameters:>12,} {part.trainable_parameters:>12,} {part.macs / 1e9:>9.3f}"
             )
+        if self.mask_map_bytes is not None:
+            lines.append(f"feature maps used to build masks: {self.mask_map_bytes / 2**20:.2f} MiB")
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
     def as_dict(self) -> dict[str, Any]:
@@ -108,6 +112,7 @@ class Complexity:
                 for name, part in self.parts.items()
             },
             "notes": self.notes,
+            **({} if self.mask_map_bytes is None else {"mask_map_bytes": self.mask_map_bytes}),
         }
 
 
@@ -135,7 +140,7 @@ def measure_complexity(model: nn.Module, image_size: tuple[int, int]) -> Complex
 
     A model with `dense_outputs(images)` is counted up to its raw maps (backbone and heads, no decoding); one of
     Detectron2's two-stage models by its whole inference with the most proposals and detections; any other by its
-    backbone.
+    backbone. A model with `mask_maps(outputs)` also tells how large the maps are that its masks are built from.
 
     Args:
         model: in eval mode, on the CPU.
@@ -152,7 +157,16 @@ def measure_complexity(model: nn.Module, image_size: tuple[int, int]) -> Complex
     height, width = (-(-side // divisor) * divisor for side in image_size)
     notes = [] if (height, width) == tuple(image_size) else [f"{tuple(image_size)} is padded to multiples of {divisor}"]
     macs, count_notes = _count_macs(model, (height, width))
-    return Complexity((height, width), _cost_by_part(model, macs), notes + count_notes)
+    parts = _cost_by_part(model, macs)
+    return Complexity((height, width), parts, notes + count_notes, _mask_map_bytes(model, (height, width)))
+
+
+def _mask_map_bytes(model: Any, image_size: tuple[int, int]) -> int | None:
+    if not hasattr(model, "mask_maps"):
+        return None
+    with torch.no_grad():
+        maps = model.mask_maps(model.dense_outputs(torch.zeros(1, 3, *image_size)))
+    return sum(level.numel() * level.element_size() for level in _tensors_in(maps))
 
 
 def _count_macs(model: nn.Module, image_size: tuple[int, int]) -> tuple[Mapping[str, float], list[str]]:

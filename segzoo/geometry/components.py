@@ -4,7 +4,7 @@ Everything works on the masks' runs and grows with their number (about the heigh
 Touching runs of neighbouring rows are the edges of a graph, and the parts are its connected components, found by
 letting every run point to the smallest run it can reach.
 
-Shape shorthand: M masks, T runs.
+Shape shorthand: M masks, T runs, Q pairs of touching runs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from segzoo.geometry.runs import Runs, expand, toggle, touching_runs
+from segzoo.geometry.runs import Contacts, Runs, expand, toggle, touching_runs
+
+# Steps to the root of the own root between two looks at the graph: 2 ** 6 runs are passed, and steps are cheap.
+JUMPS = 6
+
+
+class FilledParts(NamedTuple):
+    """All parts of masks, their holes filled.
+
+    runs: of the masks. labels: (T,) the smallest index of a run in the same part, connected at corners too.
+    contacts: of the runs, at corners too.
+    """
+
+    runs: Runs
+    labels: Tensor
+    contacts: Contacts
 
 
 class Parts(NamedTuple):
@@ -22,11 +37,13 @@ class Parts(NamedTuple):
 
     runs: of these parts. areas: (M,) pixels, 0 for an empty mask.
     centers_px: (M, 2) x and y of the mass centre in continuous pixels, 0 for an empty mask.
+    contacts: of the runs, at corners too.
     """
 
     runs: Runs
     areas: Tensor
     centers_px: Tensor
+    contacts: Contacts
 
 
 def label_runs(runs: Runs, *, diagonal: bool) -> Tensor:
@@ -41,18 +58,20 @@ def label_runs(runs: Runs, *, diagonal: bool) -> Tensor:
 
 
 def _smallest_reachable(upper: Tensor, lower: Tensor, num_nodes: int) -> Tensor:
-    """Connected components of a graph: every node's label becomes the smallest node of its component."""
-    labels = torch.arange(num_nodes, device=upper.device)
+    """Connected components of a graph: every node's label becomes the smallest node of its component.
+
+    Labels only ever fall and never leave their component, so that they are done when no edge joins two of them.
+    """
+    labels = torch.arange(num_nodes, device=upper.device).scatter_reduce_(0, lower, upper, "amin")
     while True:
-        previous = labels
+        for _ in range(JUMPS):
+            labels = labels.index_select(0, labels)
         of_upper, of_lower = labels.index_select(0, upper), labels.index_select(0, lower)
-        smallest = torch.minimum(of_upper, of_lower)
-        # Hook the roots of both ends below the smaller root, then let every node skip to its root's root.
-        labels = labels.scatter_reduce(0, of_upper, smallest, "amin").scatter_reduce(0, of_lower, smallest, "amin")
-        labels = labels.index_select(0, labels)
-        labels = labels.index_select(0, labels)
-        if torch.equal(labels, previous):
+        if torch.equal(of_upper, of_lower):
             return labels
+        # Hook the roots of both ends below the smaller root.
+        smallest = torch.minimum(of_upper, of_lower)
+        labels.scatter_reduce_(0, of_upper, smallest, "amin").scatter_reduce_(0, of_lower, smallest, "amin")
 
 
 def fill_holes(runs: Runs) -> Runs:
@@ -70,8 +89,8 @@ def fill_holes(runs: Runs) -> Runs:
     return Runs(line // height, line % height, x0, x1)
 
 
-def filled_parts(runs: Runs, num_masks: int) -> tuple[Runs, Tensor]:
-    """The runs of the same masks with their holes filled, and their `label_runs` with diagonals.
+def filled_parts(runs: Runs, num_masks: int) -> FilledParts:
+    """The parts of masks with their holes filled.
 
     Touching runs make a graph whose parts are the mask's and whose cycles go around its holes, so that a mask has as
     many holes as it has parts, less runs, plus contacts. Only masks with holes are filled; most have none.
@@ -83,14 +102,15 @@ def filled_parts(runs: Runs, num_masks: int) -> tuple[Runs, Tensor]:
     contacts = touching_runs(runs, diagonal=True)
     labels = _smallest_reachable(contacts.upper, contacts.lower, len(runs.row))
     is_root = labels == torch.arange(len(labels), device=labels.device)
+    if int(is_root.sum()) - len(labels) + len(contacts.upper) == 0:
+        return FilledParts(runs, labels, contacts)
     holes = labels.new_zeros(num_masks).index_add_(0, runs.mask, is_root.long() - 1 + contacts.num_below)
-    if not bool(holes.any()):
-        return runs, labels
     is_filled = holes.index_select(0, runs.mask) > 0
     parts = zip(runs.select(~is_filled), fill_holes(runs.select(is_filled)), strict=True)
     joined = Runs(*(torch.cat(columns) for columns in parts))
     filled = joined.select(joined.mask.argsort(stable=True))
-    return filled, label_runs(filled, diagonal=True)
+    contacts = touching_runs(filled, diagonal=True)
+    return FilledParts(filled, _smallest_reachable(contacts.upper, contacts.lower, len(filled.row)), contacts)
 
 
 def _gaps(runs: Runs) -> tuple[Runs, Tensor]:
@@ -127,17 +147,31 @@ def largest_parts(runs: Runs, num_masks: int) -> Parts:
         runs: of the masks.
         num_masks: M.
     """
-    runs, labels = filled_parts(runs, num_masks)
+    runs, labels, contacts = filled_parts(runs, num_masks)
     length = runs.x1 - runs.x0
     part_areas = torch.zeros_like(length).index_add_(0, labels, length)
-    areas = part_areas.new_zeros(num_masks).scatter_reduce_(0, runs.mask, part_areas, "amax")
-    # Labels are smallest run indices: the smallest label of a largest part is the first such part.
-    num_runs = len(labels)
-    is_largest = part_areas.index_select(0, labels) == areas.index_select(0, runs.mask)
-    root = torch.full_like(areas, num_runs)
-    root.scatter_reduce_(0, runs.mask, torch.where(is_largest, labels, num_runs), "amin")
-    kept = runs.select(labels == root.index_select(0, runs.mask))
-    length = (kept.x1 - kept.x0).double()
-    moments = torch.stack((length * (kept.x0 + kept.x1) / 2, length * (kept.row + 0.5)), dim=1)
-    centers = moments.new_zeros(num_masks, 2).index_add_(0, kept.mask, moments) / areas.clamp(min=1)[:, None]
-    return Parts(kept, areas, centers.float())
+    root = largest_labels(runs, labels, part_areas, num_masks)
+    is_kept = labels == root.index_select(0, runs.mask)
+    kept = runs.select(is_kept)
+    # Twice the area and its moments, in integers: the order of the sum does not matter.
+    double = 2 * (kept.x1 - kept.x0)
+    sums = torch.stack((double, double * (kept.x0 + kept.x1), double * (2 * kept.row + 1)), dim=1)
+    sums = sums.new_zeros(num_masks, 3).index_add_(0, kept.mask, sums)
+    centers = sums[:, 1:].double() / (2 * sums[:, :1]).clamp(min=1)
+    return Parts(kept, sums[:, 0] // 2, centers.float(), contacts.select(is_kept))
+
+
+def largest_labels(runs: Runs, labels: Tensor, sizes: Tensor, num_masks: int) -> Tensor:
+    """(M,) label of the largest part of every mask (the first one on ties), T for an empty mask.
+
+    Args:
+        runs: of the masks.
+        labels: (T,) of the runs, the smallest index of a run of their part: a smaller one comes first.
+        sizes: (T,) of the parts at their labels, at least 0.
+        num_masks: M.
+    """
+    own_size = sizes.index_select(0, labels)
+    largest = sizes.new_zeros(num_masks).scatter_reduce_(0, runs.mask, own_size, "amax")
+    is_largest = own_size == largest.index_select(0, runs.mask)
+    root = labels.new_full((num_masks,), len(labels))
+    return root.scatter_reduce_(0, runs.mask, torch.where(is_largest, labels, len(labels)), "amin")

@@ -10,101 +10,143 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from segzoo.geometry.runs import Runs, expand, touching_runs
+from segzoo.geometry.runs import Contacts, Runs, expand, touching_runs
+
+# Where the outside lies, seen from a side: the values of `Sides.facing`.
+LEFT, RIGHT, TOP, BOTTOM = range(4)
 
 
 class Sides(NamedTuple):
-    """Maximal straight pieces of outlines that face one way, ordered by mask, then by `level`; all (S,) int64.
+    """Maximal straight pieces of outlines, ordered by facing, mask and level; all (S,) int64.
 
-    mask: index of the mask. level: the x of a vertical side, the y of a horizontal one. start, end: where it begins
-    and ends along the other axis.
+    facing: LEFT, RIGHT, TOP or BOTTOM. mask: index of the mask. level: the x of a vertical side, the y of a horizontal
+    one. start, end: where it begins and ends along the other axis.
     """
 
+    facing: Tensor
     mask: Tensor
     level: Tensor
     start: Tensor
     end: Tensor
 
 
-class Outlines(NamedTuple):
-    """The sides of masks' pixels' squares, by the direction from the mask to its outside."""
-
-    left: Sides
-    right: Sides
-    top: Sides
-    bottom: Sides
-
-
 class Pixels(NamedTuple):
-    """Single pixels of masks, ordered by mask, row, column.
+    """Boundary pixels of masks in two lists, one after the other, each ordered by mask; a pixel may be in both.
 
-    mask: (S,) int64. x_y: (S, 2) int64 column and row.
+    mask: (S,) int64. x_y: (S, 2) int64 column and row. first, num_pixels: (2, M) where a mask's pixels begin in
+    either list, and their number.
     """
 
     mask: Tensor
     x_y: Tensor
+    first: Tensor
+    num_pixels: Tensor
 
 
-def outlines(runs: Runs) -> Outlines:
-    """The outlines of masks, given as runs."""
-    above, below = open_sides(runs)
-    return Outlines(
-        left=_vertical_sides(runs, runs.x0),
-        right=_vertical_sides(runs, runs.x1),
-        top=Sides(above.mask, above.row, above.x0, above.x1),
-        bottom=Sides(below.mask, below.row + 1, below.x0, below.x1),
+class Pieces(NamedTuple):
+    """Pieces of runs between the runs that touch them from above, then those between the ones from below.
+
+    T runs with Q contacts have 2 (T + Q) pieces, in order; those between runs that only touch at a corner of theirs
+    are empty (x0 >= x1).
+
+    runs: the T runs, twice. owner: index of a piece's run there. run_x0, run_x1: where that run begins and ends.
+    x0, x1: where the piece does.
+    """
+
+    runs: Runs
+    owner: Tensor
+    run_x0: Tensor
+    run_x1: Tensor
+    x0: Tensor
+    x1: Tensor
+
+
+def outlines(runs: Runs, contacts: Contacts | None = None) -> Sides:
+    """The outlines of masks, given as runs.
+
+    Args:
+        runs: of the masks.
+        contacts: `touching_runs` with or without corners, where they are known already.
+    """
+    vertical, horizontal = _vertical_sides(runs), _horizontal_sides(runs, contacts)
+    return Sides(*(torch.cat(columns) for columns in zip(vertical, horizontal, strict=True)))
+
+
+def _vertical_sides(runs: Runs) -> Sides:
+    """Ends of runs at one x in rows that follow each other, joined."""
+    num_runs = len(runs.row)
+    if num_runs == 0:
+        return Sides(runs.row, runs.mask, runs.x0, runs.row, runs.row)
+    x, row = torch.cat((runs.x0, runs.x1)), torch.cat((runs.row, runs.row))
+    # One row more than there are keeps the last row of a column apart from the first one of the next.
+    width, height = runs.x1.amax() + 1, runs.row.amax() + 2
+    line = runs.mask * width
+    line = torch.cat((line, line + (runs.mask[-1] + 1) * width))
+    keys, order = ((line + x) * height + row).sort()
+    is_start = torch.ones_like(keys, dtype=torch.bool)
+    torch.ne(keys[1:], keys[:-1] + 1, out=is_start[1:])
+    start = is_start.nonzero().squeeze(1)
+    end = torch.cat((start[1:], start.new_full((1,), len(keys)))) - 1
+    place = order.index_select(0, start)
+    return Sides(
+        facing=torch.where(place < num_runs, LEFT, RIGHT),
+        mask=torch.cat((runs.mask, runs.mask)).index_select(0, place),
+        level=x.index_select(0, place),
+        start=row.index_select(0, place),
+        end=row.index_select(0, order.index_select(0, end)) + 1,
     )
 
 
-def _vertical_sides(runs: Runs, x: Tensor) -> Sides:
-    """Ends at one x in rows that follow each other, joined."""
-    if len(x) == 0:
-        return Sides(x, x, x, x)
-    # One row more than there are keeps the last row of a column apart from the first one of the next.
-    width, height = x.amax() + 1, runs.row.amax() + 2
-    keys = ((runs.mask * width + x) * height + runs.row).sort().values
-    breaks = (keys[1:] != keys[:-1] + 1).nonzero().squeeze(1)
-    starts = keys.index_select(0, torch.cat((breaks.new_zeros(1), breaks + 1)))
-    ends = keys.index_select(0, torch.cat((breaks, breaks.new_full((1,), len(keys) - 1))))
-    column = starts // height
-    return Sides(column // width, column % width, starts % height, ends % height + 1)
+def _horizontal_sides(runs: Runs, contacts: Contacts | None) -> Sides:
+    """The pieces of runs without a pixel above or below them."""
+    pieces = _pieces(runs, contacts)
+    place = (pieces.x0 < pieces.x1).nonzero().squeeze(1)
+    owner = pieces.owner.index_select(0, place)
+    is_below = (owner >= len(runs.row)).long()
+    return Sides(
+        facing=is_below + TOP,
+        mask=pieces.runs.mask.index_select(0, owner),
+        level=pieces.runs.row.index_select(0, owner) + is_below,
+        start=pieces.x0.index_select(0, place),
+        end=pieces.x1.index_select(0, place),
+    )
 
 
-def open_sides(runs: Runs) -> tuple[Runs, Runs]:
-    """The parts of runs without a pixel of the same mask above them, and those without one below, each in order."""
-    contacts = touching_runs(runs, diagonal=False)
+def _pieces(runs: Runs, contacts: Contacts | None) -> Pieces:
+    if contacts is None:
+        contacts = touching_runs(runs, diagonal=False)
+    twice = Runs(*(torch.cat((column, column)) for column in runs))
     num_above = torch.zeros_like(runs.row).index_add_(0, contacts.lower, torch.ones_like(contacts.lower))
-    return _uncovered(runs, num_above, contacts.upper), _uncovered(runs, contacts.num_below, contacts.lower)
-
-
-def _uncovered(runs: Runs, num_covers: Tensor, covers: Tensor) -> Runs:
-    """The pieces of runs between those that cover them, (T,) many each, whose (Q,) indices follow each other."""
-    if len(covers) == 0:
-        return runs
+    num_covers = torch.cat((num_above, contacts.num_below))
+    covers = torch.cat((contacts.upper, contacts.lower))
     # A run with k covers has k + 1 pieces: the first one from its start, each other from the end of a cover.
     owner, position = expand(num_covers + 1)
-    own, covering = runs.select(owner), runs.select(covers)
-    next_cover = torch.arange(len(owner), device=owner.device) - owner
-    end_of_previous = covering.x1.index_select(0, (next_cover - 1).clamp(min=0))
-    start_of_next = covering.x0.index_select(0, next_cover.clamp(max=len(covers) - 1))
-    x0 = torch.where(position == 0, own.x0, end_of_previous)
-    x1 = torch.where(position == num_covers.index_select(0, owner), own.x1, start_of_next)
-    return Runs(own.mask, own.row, x0, x1).select(x0 < x1)
+    run_x0, run_x1 = twice.x0.index_select(0, owner), twice.x1.index_select(0, owner)
+    x0 = run_x0.masked_scatter(position != 0, runs.x1.index_select(0, covers))
+    is_inner = position != num_covers.index_select(0, owner)
+    x1 = run_x1.masked_scatter(is_inner, runs.x0.index_select(0, covers))
+    return Pieces(twice, owner, run_x0, run_x1, x0, x1)
 
 
-def boundary_pixels(runs: Runs) -> Pixels:
+def boundary_pixels(runs: Runs, num_masks: int, contacts: Contacts | None = None) -> Pixels:
     """The pixels of masks that have one of their four neighbours outside of the mask.
 
-    On masks without holes these are the points of cv2.findContours with CHAIN_APPROX_NONE, each of them once.
+    On masks without holes these are the points of cv2.findContours with CHAIN_APPROX_NONE.
+
+    Args:
+        runs: of the masks.
+        num_masks: M.
+        contacts: `touching_runs` with or without corners, where they are known already.
     """
-    if len(runs.row) == 0:
-        return Pixels(runs.mask, torch.stack((runs.x0, runs.row), dim=1))
-    height, width = runs.row.amax() + 1, runs.x1.amax()
-    keys = []
-    for side in open_sides(runs):
-        owner, position = expand(side.x1 - side.x0)
-        keys.append(((side.mask * height + side.row) * width + side.x0).index_select(0, owner) + position)
-    line = runs.mask * height + runs.row
-    pixels = torch.cat((*keys, line * width + runs.x0, line * width + runs.x1 - 1)).unique()
-    row = pixels // width
-    return Pixels(row // height, torch.stack((pixels % width, row % height), dim=1))
+    pieces = _pieces(runs, contacts)
+    is_below = (pieces.owner >= len(runs.row)).long()
+    # Both ends of a run belong to its pieces without a pixel above, and for that to none of those without one below.
+    x0 = pieces.x0.clamp(pieces.run_x0 + is_below, pieces.run_x1 - 1)
+    x1 = pieces.x1.clamp(pieces.run_x0 + 1, pieces.run_x1 - is_below)
+    piece, position = expand((x1 - x0).clamp(min=0))
+    owner = pieces.owner.index_select(0, piece)
+    mask = pieces.runs.mask.index_select(0, owner)
+    x_y = torch.stack((x0.index_select(0, piece) + position, pieces.runs.row.index_select(0, owner))).T
+    keys = mask + is_below.index_select(0, piece) * num_masks
+    bounds = torch.searchsorted(keys, torch.arange(2 * num_masks + 1, device=keys.device))
+    return Pixels(mask, x_y, bounds[:-1].view(2, -1), bounds.diff().view(2, -1))

@@ -53,11 +53,8 @@ def find_runs(masks: Tensor, *, max_pixels: int = MAX_PIXELS) -> Runs:
 
 
 def _find_runs(masks: Tensor) -> Runs:
-    """Eight pixels at a time, and only in blocks of a row that hold a set pixel.
-
-    A word of eight pixels that differs from itself shifted by one pixel holds the start or the end of a run.
-    """
-    width = masks.shape[2]
+    """Only in blocks of a row that hold a set pixel: a run starts or ends where a pixel differs from the one before."""
+    height, width = masks.shape[1:]
     if masks.numel() == 0:
         none = torch.zeros(0, dtype=torch.int64, device=masks.device)
         return Runs(none, none, none, none)
@@ -65,27 +62,39 @@ def _find_runs(masks: Tensor) -> Runs:
     if width % (WORD * BLOCK):
         masks = torch.nn.functional.pad(masks, (0, num_blocks * WORD * BLOCK - width))
     blocks = masks.contiguous().view(torch.int64).view(-1, BLOCK)
-    block = blocks.amax(dim=1).nonzero().squeeze(1)
-    words = blocks.index_select(0, block)
-    # Pixels lie in ascending order of their bytes (as on every machine that torch supports): a word's last one on top.
-    last_pixel = words >> (8 * (WORD - 1))
-    follows = torch.zeros_like(block)
-    follows[1:] = (block[1:] == block[:-1] + 1) & (block[1:] % num_blocks != 0)
-    before = last_pixel.flatten().roll(1).view(-1, BLOCK)
-    before[:, 0] *= follows
-    # One word more for a run that ends with its block, where the next block of the row is clear.
-    after = last_pixel[:, -1] * (1 - torch.cat((follows[1:], follows.new_zeros(1))))
-    changes = torch.cat((words ^ ((words << 8) | before), after[:, None]), dim=1).flatten()
+    # Pixels are bytes of 0 and 1, so that the sum of a block's words is 0 for a clear block only.
+    block = blocks.sum(dim=1).nonzero().squeeze(1)
+    changes = _changes(blocks.index_select(0, block), block, num_blocks).flatten()
     changed = changes.nonzero().squeeze(1)
-    at, word = changed // (BLOCK + 1), changed % (BLOCK + 1)
-    pixels = changes.index_select(0, changed).view(torch.uint8).nonzero().squeeze(1)
-    change, pixel = pixels // WORD, pixels % WORD
-    block = block.index_select(0, at.index_select(0, change))
-    x = (block % num_blocks * BLOCK + word.index_select(0, change)) * WORD + pixel
+    word, pixel = changes.index_select(0, changed).view(torch.uint8).view(-1, WORD).nonzero().unbind(dim=1)
+    place = changed.index_select(0, word) * WORD + pixel
+    # From places among the changes, where a block has one word more, to places in the padded masks.
+    shift = block * (WORD * BLOCK) - torch.arange(len(block), device=block.device) * (WORD * (BLOCK + 1))
+    place += shift.index_select(0, place // (WORD * (BLOCK + 1)))
     # Starts and ends alternate, so that two neighbouring changes bound a run.
-    line = block[::2] // num_blocks
-    height = masks.shape[1]
-    return Runs(line // height, line % height, x[::2].contiguous(), x[1::2].contiguous())
+    start, end = place[::2], place[1::2]
+    line = start // (num_blocks * WORD * BLOCK)
+    left, mask = line * (num_blocks * WORD * BLOCK), line // height
+    return Runs(mask, line - mask * height, start - left, end - left)
+
+
+def _changes(words: Tensor, block: Tensor, num_blocks: int) -> Tensor:
+    """(Q, BLOCK + 1) int64 words of bytes that say which pixels of (Q, BLOCK) words differ from the one before.
+
+    The last word is for a run that ends with its block, where the next block of the row is clear.
+    """
+    pixels = words.view(torch.uint8)
+    changes = words.new_zeros(len(words), BLOCK + 1)
+    is_change = changes.view(torch.uint8)
+    torch.bitwise_xor(pixels[:, 1:], pixels[:, :-1], out=is_change[:, 1 : WORD * BLOCK])
+    last_pixel = pixels[:, -1]
+    follows = (block[1:] == block[:-1] + 1) & (block[1:] % num_blocks != 0)
+    carried = last_pixel[:-1] * follows
+    is_change[:, 0] = pixels[:, 0]
+    is_change[1:, 0] ^= carried
+    is_change[:, WORD * BLOCK] = last_pixel
+    is_change[:-1, WORD * BLOCK] ^= carried
+    return changes
 
 
 def join_runs(runs: Sequence[Runs], num_masks: Sequence[int]) -> Runs:
@@ -95,6 +104,8 @@ def join_runs(runs: Sequence[Runs], num_masks: Sequence[int]) -> Runs:
         runs: one for each set, whose images may differ in size.
         num_masks: masks in each set.
     """
+    if len(runs) == 1:
+        return runs[0]
     first = [0, *itertools.accumulate(num_masks)]
     return Runs(
         torch.cat([part.mask + start for part, start in zip(runs, first)]),
@@ -122,6 +133,13 @@ class Contacts(NamedTuple):
     upper: Tensor
     lower: Tensor
     num_below: Tensor
+
+    def select(self, is_kept: Tensor) -> Contacts:
+        """The contacts among the runs of a (T,) boolean tensor that keeps parts as a whole."""
+        pair = is_kept.index_select(0, self.upper).nonzero().squeeze(1)
+        position = is_kept.cumsum(0) - 1
+        upper, lower = (position.index_select(0, ends.index_select(0, pair)) for ends in (self.upper, self.lower))
+        return Contacts(upper, lower, self.num_below.index_select(0, is_kept.nonzero().squeeze(1)))
 
 
 def touching_runs(runs: Runs, *, diagonal: bool) -> Contacts:

@@ -44,7 +44,7 @@ def blob(size: tuple[int, int], center: tuple[float, float], radius: float, seed
 def random_objects(count: int, size: tuple[int, int], seed: int, max_radius: float = 120.0) -> Instances:
     """Blobs of all sizes anywhere, overlapping as they fall."""
     rng = np.random.default_rng(seed)
-    masks = []
+    masks: list[np.ndarray] = []
     while len(masks) < count:
         radius = float(np.exp(rng.uniform(np.log(4), np.log(max_radius))))
         mask = blob(size, (rng.uniform(0, size[1]), rng.uniform(0, size[0])), radius, seed=len(masks))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -77,3 +78,62 @@ def orientation_maps(instances: Instances, rule: TargetRule) -> dict[int, tuple[
         anchor: (vectors / np.maximum(count, 1)[..., None], positive, (count > 0) & ~positive)
         for anchor, (vectors, count, positive, _) in maps.items()
     }
+
+
+def sigmoid(logit: float) -> float:
+    return float(1 / (1 + np.exp(-logit)))
+
+
+def entropy(logit: float, target: float) -> float:
+    probability = sigmoid(logit)
+    return -(target * np.log(probability) + (1 - target) * np.log(1 - probability))
+
+
+def iou(first: np.ndarray, second: np.ndarray) -> float:
+    """Of two boxes by centre and size."""
+    low = np.maximum(first[:2] - first[2:] / 2, second[:2] - second[2:] / 2)
+    high = np.minimum(first[:2] + first[2:] / 2, second[:2] + second[2:] / 2)
+    overlap = np.clip(high - low, 0, None).prod()
+    return float(overlap / (first[2:].prod() + second[2:].prod() - overlap))
+
+
+def box_losses(
+    maps: Sequence[np.ndarray], batch: Sequence[Instances], rule: TargetRule, ignore_threshold: float
+) -> dict[str, float]:
+    """Sums over a batch of YOLOv3's losses, prediction by prediction.
+
+    Args:
+        maps: (N, A, 5 + K, Hi, Wi) of every level, finest first.
+        batch: N images.
+        rule, ignore_threshold: see the package.
+    """
+    losses = dict.fromkeys(("loss_xy", "loss_wh", "loss_obj", "loss_noobj", "loss_cls"), 0.0)
+    anchors = np.array(rule.anchors_px, dtype=np.float64)
+    for image, instances in enumerate(batch):
+        height, width = instances.image_size
+        cells: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+        objects = placed(instances, rule)
+        for entry in objects:
+            cells.setdefault((entry["anchor"], int(entry["cell"][1]), int(entry["cell"][0])), []).append(entry)
+        for level, level_maps in enumerate(maps):
+            stride, per_level = rule.strides[level], level_maps.shape[1]
+            for own, row, column in np.ndindex(per_level, *level_maps.shape[-2:]):
+                raw, anchor = level_maps[image, own, :, row, column], level * per_level + own
+                found = cells.get((anchor, row, column), [])
+                if not found:
+                    center = (np.array([sigmoid(raw[0]), sigmoid(raw[1])]) + (column, row)) * stride
+                    box = np.concatenate((center, np.exp(raw[2:4]) * anchors[anchor]))
+                    overlaps = [iou(box, np.concatenate((entry["center"], entry["size"]))) for entry in objects]
+                    if max(overlaps, default=0.0) <= ignore_threshold:
+                        losses["loss_noobj"] += entropy(raw[4], 0.0)
+                    continue
+                last, classes = found[-1], {entry["class"] for entry in found}
+                scale = 2 - last["size"][0] * last["size"][1] / (width * height)
+                for axis in range(2):
+                    offset = last["center"][axis] / stride - last["cell"][axis]
+                    losses["loss_xy"] += scale * entropy(raw[axis], offset)
+                    log_size = np.log(last["size"][axis] / anchors[anchor, axis])
+                    losses["loss_wh"] += scale / 2 * (raw[2 + axis] - log_size) ** 2
+                losses["loss_obj"] += entropy(raw[4], 1.0)
+                losses["loss_cls"] += sum(entropy(raw[5 + k], float(k in classes)) for k in range(len(raw) - 5))
+    return losses

@@ -172,10 +172,13 @@ def test_losses_and_gradients_equal_the_authors(parity: ModuleType, trained: Ori
     total = torch.stack(list(losses.values())).sum()
     assert float(total.detach()) == pytest.approx(float(stored["loss"]), rel=1e-5)
     total.backward()
+    assert maps.orientations.grad is not None
     orientations = maps.orientations.grad.split(6, dim=1)
     for level, scale in enumerate(SCALES):
+        own = boxes[level].grad
+        assert own is not None
         for found, theirs in (
-            (boxes[level].grad[:1], stored["grads"][scale]["bbox"]),
+            (own[:1], stored["grads"][scale]["bbox"]),
             (orientations[level][:1], stored["grads"][scale]["orien"]),
         ):
             assert float((found - theirs).abs().max()) <= 1e-4 * float(theirs.abs().max())

@@ -9,7 +9,7 @@ import pytest
 import torch
 from detectron2.structures import Instances
 
-from orienmask import orientation
+from orienmask import orientation, painting
 from orienmask.decode import Detections, orientation_masks
 from orienmask.orientation import OrientationTargets, orientation_targets, valid_areas
 from orienmask.targets import Objects, TargetRule, assign_anchors
@@ -45,14 +45,30 @@ def test_orientation_targets_equal_the_slow_oracle(base_position: str, overlap_o
         np.testing.assert_allclose(found, vectors, rtol=0, atol=2e-5)
 
 
-def test_orientation_targets_do_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = [random_objects(9, SIZE, 4), random_objects(3, SIZE, 5)]
-    _, whole = targets_of(batch)
-    monkeypatch.setattr(orientation, "MAX_PIXELS", 1000)
-    _, blocks = targets_of(batch)
-    torch.testing.assert_close(blocks.vectors, whole.vectors, rtol=0, atol=1e-6)
-    assert torch.equal(blocks.is_positive, whole.is_positive)
-    assert torch.equal(blocks.is_negative, whole.is_negative)
+@pytest.mark.parametrize("max_pixels", [painting.MAX_PIXELS, 1000])
+def test_painting_at_once_equals_painting_one_by_one(monkeypatch: pytest.MonkeyPatch, max_pixels: int) -> None:
+    batch = [random_objects(9, SIZE, 4), random_objects(0, SIZE, 1), random_objects(30, SIZE, 5)]
+    _, one_by_one = targets_of(batch)
+    monkeypatch.setattr(orientation, "paint", painting.paint_at_once)
+    monkeypatch.setattr(painting, "MAX_PIXELS", max_pixels)
+    _, at_once = targets_of(batch)
+    torch.testing.assert_close(at_once.vectors, one_by_one.vectors, rtol=0, atol=2e-5)
+    assert torch.equal(at_once.is_positive, one_by_one.is_positive)
+    assert torch.equal(at_once.is_negative, one_by_one.is_negative)
+
+
+def test_the_base_position_in_a_hole_points_to_the_right_border(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A box from 40 to 120: its centre is a whole number, and lies in the hole.
+    ring = np.zeros(SIZE, dtype=bool)
+    ring[40:120, 40:120] = True
+    ring[60:100, 60:100] = False
+    for way in (painting.paint_one_by_one, painting.paint_at_once):
+        monkeypatch.setattr(orientation, "paint", way)
+        objects, targets = targets_of([instances_of([ring], SIZE)])
+        vector = targets.vectors[:, 0, 80, 80] * torch.tensor(RULE.anchors_px)[objects.anchors[0]] / 2
+        reach = float(valid_areas(objects, RULE).reach_px[0, 0])
+        assert targets.is_negative[0, 80, 80]
+        torch.testing.assert_close(vector, torch.tensor([reach, 0.0]))
 
 
 @pytest.mark.parametrize("base_position", ["box", "grid"])

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from projects.OrienMask import benchmark as orienmask
 from projects.PolarMask import benchmark as polarmask
 from segzoo.errors import SegZooError
-from segzoo.evaluation.timing import Comparison, compare_times
+from segzoo.evaluation.timing import Comparison, compare_times, peak_memory_mb
 from tools import benchmark as command
 
 CPU = torch.device("cpu")
@@ -75,3 +76,27 @@ def test_benchmark_bad_input_ends_with_code_2(
     captured = capsys.readouterr()
     assert text in captured.err
     assert text in json.loads(captured.out.splitlines()[-1])["error"]
+
+
+def test_orienmask_targets_equal_the_oracle_over_whole_maps_and_areas() -> None:
+    rows = list(orienmask.benchmark_targets(1, CPU, counts=(3,), batches=(1, 2), size=(192, 256)))
+    assert [row.name.split("numpy over ")[1] for row in rows] == ["whole maps", "areas alone"] * 2
+
+
+def test_orienmask_targets_that_disagree_with_the_oracle_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orienmask, "RULE", orienmask.RULE._replace(expand_ratio=1.3))
+    with pytest.raises(SegZooError, match="disagree about the pixels"):
+        list(orienmask.benchmark_targets(1, CPU, counts=(3,), batches=(1,), size=(192, 256)))
+
+
+def test_orienmask_masks_equal_the_oracle_and_take_less_memory() -> None:
+    (row,) = orienmask.benchmark_decode(1, CPU, count=12, size=(192, 256))
+    assert row.ours_mb is not None
+    assert row.oracle_mb is not None
+    assert row.ours_mb < row.oracle_mb
+    assert {"ours_mb", "oracle_mb"} <= set(row.as_dict())
+
+
+def test_peak_memory_counts_the_arrays_of_torch_and_numpy() -> None:
+    assert 12.0 <= peak_memory_mb(lambda: torch.ones(2**20).mul_(2) + torch.ones(2**20)) < 12.5
+    assert 8.0 <= peak_memory_mb(lambda: np.ones(2**20)) < 8.5

@@ -138,3 +138,20 @@ def test_complexity_error_with_json_is_the_last_line(capsys: pytest.CaptureFixtu
 def test_table_ends_with_the_totals() -> None:
     table = Complexity((8, 8), measure_complexity(SmallNetwork().eval(), (8, 8)).parts).table()
     assert table.splitlines()[-1].split()[:3] == ["total", "300", "300"]
+
+
+def test_complexity_orienmask_has_the_papers_counts_and_mask_maps(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--config-file", "configs/orienmask_D53.yaml", "--size", "544", "544")
+    result = run_json(capsys, *arguments)
+    assert result["parameters"] == result["trainable_parameters"] == 63_662_063
+    assert result["gmac"] == pytest.approx(87.1, rel=0.01)
+    assert result["parts"]["backbone"]["gmac"] == pytest.approx(42.0, rel=0.01)
+    assert result["mask_map_bytes"] / 2**20 == pytest.approx(1.27, abs=0.005)
+    base = run_json(capsys, "--config-file", "configs/orienmask_D53_base.yaml", "--size", "64", "64")
+    assert base["parameters"] == 63_596_143
+
+
+def test_table_says_how_large_the_maps_are_that_masks_are_built_from(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--config-file", "configs/quick/orienmask_scenes.yaml", "--size", "256", "256"]) == 0
+    # 18 maps of 64 x 64 values of 4 bytes.
+    assert "feature maps used to build masks: 0.28 MiB" in capsys.readouterr().out

@@ -144,43 +144,52 @@ def _assign_around_centers(
     center_radius: float,
     gt_areas: Tensor,
 ) -> Tensor:
-    none, num_locations = len(gt_boxes), len(locations.points_px)
-    gt, location = _cells_near(locations, gt_centers, center_radius)
-    points = locations.points_px[location]
-    distances = box_distances(points, gt_boxes[gt])
-    reach, limits = distances.amax(dim=1), size_ranges(locations, sizes_of_interest)[location]
-    offset = (points - gt_centers[gt]).abs().amax(dim=1)
-    is_positive = (distances.amin(dim=1) > 0) & (reach >= limits[:, 0]) & (reach <= limits[:, 1])
-    is_positive &= offset < center_radius * locations.strides_px[location]
-    pair = is_positive.nonzero().squeeze(1)
-    gt = gt[pair]
-    image = torch.arange(len(num_gts)).repeat_interleave(torch.tensor(num_gts)).to(gt.device)
-    place = image[gt] * num_locations + location[pair]
-    areas = gt_areas[gt].to(points.dtype)
-    smallest = areas.new_full((len(num_gts) * num_locations,), float("inf")).scatter_reduce_(0, place, areas, "amin")
-    # Of equally small ones the first.
-    first = torch.full((len(smallest),), none, dtype=torch.int64, device=gt.device)
-    first.scatter_reduce_(0, place, torch.where(areas == smallest[place], gt, none), "amin")
-    return torch.where(first == none, -1, first)
+    num_gts_in_all, num_locations = len(gt_boxes), len(locations.points_px)
+    gt, location = _positive_cells(locations, sizes_of_interest, gt_boxes, gt_centers, center_radius)
+    images = [image for image, count in enumerate(num_gts) for _ in range(count)]
+    first_place = torch.tensor(images, dtype=torch.int64, device=gt.device) * num_locations
+    place = first_place.index_select(0, gt) + location
+    # Of several ground truths a location takes the first one in this order: by size, of equally small ones by index.
+    order = gt_areas.to(locations.points_px.dtype).argsort(stable=True)
+    rank = torch.empty_like(order).scatter_(0, order, torch.arange(num_gts_in_all, device=order.device))
+    best = order.new_full((len(num_gts) * num_locations,), num_gts_in_all)
+    best.scatter_reduce_(0, place, rank.index_select(0, gt), "amin")
+    return torch.cat((order, order.new_full((1,), -1))).index_select(0, best)
 
 
-def _cells_near(locations: Locations, centers: Tensor, radius: float) -> tuple[Tensor, Tensor]:
-    """(Q,) and (Q,): every ground truth with the cells of each level that may lie within `radius` strides of it."""
-    levels = [(size, start) for size, start in zip(locations.map_sizes, _first_cells(locations)) if min(size) > 0]
-    sizes = torch.tensor([size for size, _ in levels], device=centers.device)
-    starts = torch.tensor([start for _, start in levels], device=centers.device)
+def _positive_cells(
+    locations: Locations, sizes_of_interest: Sequence[float], boxes: Tensor, centers: Tensor, radius: float
+) -> tuple[Tensor, Tensor]:
+    """(Q,) and (Q,): every ground truth with the locations that are positive for it, when alone.
+
+    A location's distances to the sides, and to the centre, are looked at along x and along y before the cells near a
+    centre are spread out into rows and columns.
+    """
+    levels = [number for number, size in enumerate(locations.map_sizes) if min(size) > 0]
+    starts = [_first_cells(locations)[level] for level in levels]
+    limits = [-1.0, *sizes_of_interest, math.inf]
+    sizes = torch.tensor([locations.map_sizes[level][::-1] for level in levels], device=centers.device)[:, None]
+    ranges = torch.tensor([limits[level : level + 2] for level in levels], device=centers.device)[..., None, None]
+    first_cell = torch.tensor(starts, device=centers.device)
+    strides = locations.strides_px.index_select(0, first_cell)[:, None]
     # One cell more on both sides than rounding errors can need.
-    steps = torch.arange(math.ceil(2 * radius) + 2, device=centers.device)
-    strides = locations.strides_px.index_select(0, starts)
-    corner = (centers[:, None] / strides[:, None] - (0.5 + radius)).floor()
-    # (M, L, 2), then (M, L, steps) each.
-    corner = corner.clamp(min=-len(steps)).minimum(sizes.flip(1)).long()
-    column, row = corner[..., :1] + steps, corner[..., 1:] + steps
-    height, width = sizes[:, :1], sizes[:, 1:]
-    is_inside = ((row >= 0) & (row < height))[..., :, None] & ((column >= 0) & (column < width))[..., None, :]
-    cell = (starts[:, None] + row * width)[..., :, None] + column[..., None, :]
-    pair = is_inside.flatten().nonzero().squeeze(1)
-    return pair // is_inside[0].numel() if len(centers) else pair, cell.flatten().index_select(0, pair)
+    steps = torch.arange(math.ceil(2 * radius) + 2, device=centers.device)[:, None]
+    corner = (centers[:, None] / strides - (0.5 + radius)).floor()
+    corner = corner.clamp(min=-len(steps)).minimum(sizes[:, 0]).long()
+    # (M, L, steps, 2) columns and rows.
+    cell = corner[:, :, None] + steps
+    position = (cell + 0.5) * strides[:, None]
+    to_low, to_high = position - boxes[:, None, None, :2], boxes[:, None, None, 2:] - position
+    is_near = (position - centers[:, None, None]).abs() < radius * strides[:, None]
+    is_near &= (cell >= 0) & (cell < sizes) & (torch.minimum(to_low, to_high) > 0)
+    (is_near_x, is_near_y), (reach_x, reach_y) = is_near.unbind(-1), torch.maximum(to_low, to_high).unbind(-1)
+    # (M, L, rows, columns).
+    reach = torch.maximum(reach_y[..., :, None], reach_x[..., None, :])
+    is_positive = (reach >= ranges[:, 0]) & (reach <= ranges[:, 1])
+    is_positive &= is_near_y[..., :, None] & is_near_x[..., None, :]
+    location = (cell[..., 1] * sizes[..., 0] + first_cell[:, None])[..., :, None] + cell[..., 0][..., None, :]
+    pair = is_positive.flatten().nonzero().squeeze(1)
+    return pair // (len(levels) * len(steps) ** 2), location.flatten().index_select(0, pair)
 
 
 def _first_cells(locations: Locations) -> list[int]:
