@@ -16,6 +16,9 @@ from torch import Tensor
 
 from segzoo.modeling.fcos.head import exp_size
 
+# Longer sides count as this long.
+MAX_SIDE_PX = 16_384.0
+
 
 class Predictions(NamedTuple):
     """Where the R predictions of an image stand.
@@ -73,7 +76,14 @@ def decode_boxes(raw: Tensor, places: Predictions) -> Tensor:
         (..., R, 4) centre x, centre y, width, height in network input pixels.
     """
     centers = (raw[..., :2].sigmoid() + places.cells) * places.strides[:, None]
-    return torch.cat((centers, exp_size(raw[..., 2:4]) * places.sizes_px), dim=-1)
+    sides = (exp_size(raw[..., 2:4]) * places.sizes_px).clamp(max=MAX_SIDE_PX)
+    return torch.cat((centers, sides), dim=-1)
+
+
+def cells_inside(places: Predictions, image_size: tuple[int, int]) -> Tensor:
+    """(R,) bool: the cells that begin inside an image of (height, width) px, not in its padding."""
+    limit = places.cells.new_tensor([image_size[1], image_size[0]])
+    return (places.cells * places.strides[:, None] < limit).all(dim=1)
 
 
 def to_corners(boxes: Tensor) -> Tensor:

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from detectron2.layers import batched_nms
 from torch import Tensor
+from torchvision.ops import nms
 
-from orienmask.anchors import Predictions, decode_boxes, to_corners
+from orienmask.anchors import MAX_SIDE_PX, Predictions, cells_inside, decode_boxes, to_corners
 from segzoo.geometry.rle import RLEMasks, encode_edges
 
 logger = logging.getLogger(__name__)
@@ -64,8 +64,8 @@ def select_candidates(raw: Tensor, places: Predictions, image_size: tuple[int, i
     """The pairs of prediction and class of one image that go into NMS, best first.
 
     Their score is objectness x class probability; a prediction may stand for several classes. Left out are cells in
-    the padding, which have learnt nothing, and predictions that hold a NaN, counted in a warning: one NaN box would
-    spoil the NMS of its whole image.
+    the padding, which have learnt nothing, and predictions that are not finite, counted in a warning: one NaN box
+    would spoil the NMS of its whole image.
 
     Args:
         raw: (R, 5 + K) of the network, fp32.
@@ -73,16 +73,16 @@ def select_candidates(raw: Tensor, places: Predictions, image_size: tuple[int, i
         image_size: (height, width) without padding.
         rule: see `DecodeRule`.
     """
-    limit = places.cells.new_tensor([image_size[1], image_size[0]])
-    is_inside = (places.cells * places.strides[:, None] < limit).all(dim=1)
-    is_nan = raw.isnan().any(dim=1)
+    is_inside = cells_inside(places, image_size)
+    is_finite = raw.isfinite().all(dim=1)
     scores = raw[:, 4:5].sigmoid() * raw[:, 5:].sigmoid()
-    scores = torch.where((is_inside & ~is_nan)[:, None], scores, -1.0)
+    scores = torch.where((is_inside & is_finite)[:, None], scores, -1.0)
     best = scores.flatten().topk(min(rule.pre_nms_topk, scores.numel()))
     # One synchronisation for both counts.
-    num_kept, num_nan = torch.stack(((best.values > rule.score_threshold).sum(), (is_nan & is_inside).sum())).tolist()
-    if num_nan:
-        logger.warning("%d of %d predictions of an image are NaN and are left out", num_nan, len(raw))
+    counts = ((best.values > rule.score_threshold).sum(), (is_inside & ~is_finite).sum())
+    num_kept, num_wild = torch.stack(counts).tolist()
+    if num_wild:
+        logger.warning("%d of %d predictions of an image are not finite and are left out", num_wild, len(raw))
     index, classes = best.indices[:num_kept] // scores.shape[1], best.indices[:num_kept] % scores.shape[1]
     own = Predictions(*(column[index] for column in places))
     boxes = decode_boxes(raw[index], own)
@@ -91,8 +91,11 @@ def select_candidates(raw: Tensor, places: Predictions, image_size: tuple[int, i
 
 
 def suppress(candidates: Detections, rule: DecodeRule) -> Detections:
-    """The best `max_detections` survivors of class-wise NMS."""
-    keep = batched_nms(to_corners(candidates.boxes), candidates.scores, candidates.classes, rule.nms_threshold)
+    """The best `max_detections` survivors of class-wise NMS, on boxes that are not clipped."""
+    boxes = to_corners(candidates.boxes).double()
+    # Every class on an island of its own, in fp64: in fp32 a wide box would cost the others' coordinates their digits.
+    islands = candidates.classes.double()[:, None] * (4 * MAX_SIDE_PX)
+    keep = nms(boxes + islands, candidates.scores.double(), rule.nms_threshold)
     return candidates.select(keep[: rule.max_detections])
 
 
@@ -123,8 +126,6 @@ def orientation_masks(
     height, width = output_size
     rows = _sample_points(height, input_size[0], orientations.device)
     columns = _sample_points(width, input_size[1], orientations.device)
-    bytes_per_column = max(1, height) * (END_POINT_BYTES + MASK_BYTES * len(detections.anchors))
-    step = max(1, int(budget_mb * 2**20) // bytes_per_column)
     # Transposed, as run lengths go down the columns.
     maps = orientations.float().view(-1, 2, *orientations.shape[1:]).transpose(2, 3)
     reach = detections.boxes[:, 2:] * (tau / 2)
@@ -132,11 +133,16 @@ def orientation_masks(
     edges: list[list[np.ndarray]] = [[] for _ in detections.anchors]
     for anchor in detections.anchors.unique().tolist():
         own = (detections.anchors == anchor).nonzero().squeeze(1)
+        indices = own.tolist()
+        # On a CPU there is one mask at a time.
+        num_masks = 1 if own.device.type == "cpu" else len(indices)
+        bytes_per_column = max(1, height) * (END_POINT_BYTES + MASK_BYTES * num_masks)
+        step = max(1, int(budget_mb * 2**20) // bytes_per_column)
         vectors = maps[anchor] * (anchors_px[anchor, :, None, None] / 2)
         for left in range(0, width, step):
             ends = _end_points(vectors, rows, columns[left : left + step])
             found = _find_edges(ends, low[own], high[own])
-            for index, places in zip(own.tolist(), found, strict=True):
+            for index, places in zip(indices, found, strict=True):
                 edges[index].append(places + left * height)
     return RLEMasks([encode_edges(np.concatenate(parts), output_size) for parts in edges], output_size)
 

@@ -65,7 +65,7 @@ def count_pixels(targets: OrientationTargets, object_levels: Tensor, num_anchors
     """
     level = targets.anchor // num_anchors
     zeros = torch.zeros(num_levels, device=level.device)
-    pixels = (mask.flatten(1).sum(dim=1).float() for mask in (targets.is_positive, targets.is_negative))
+    pixels = (mask.count_nonzero(dim=(1, 2)).float() for mask in (targets.is_positive, targets.is_negative))
     positive, negative = (zeros.index_add(0, level, count) for count in pixels)
     return PixelCounts(positive, negative, zeros.index_add(0, object_levels, torch.ones_like(object_levels).float()))
 

@@ -13,8 +13,10 @@ from detectron2.structures import Instances
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from orienmask.anchors import Predictions, decode_boxes, to_centers, to_corners
+from orienmask.anchors import Predictions, cells_inside, decode_boxes, to_centers, to_corners
 
+# Narrower boxes count as this wide.
+MIN_SIDE_PX = 1e-2
 # Predictions x objects of an image whose IoU is held at once; bounds the memory to some 100 MB.
 MAX_PAIRS = 4_000_000
 
@@ -78,6 +80,8 @@ def assign_anchors(
         # Stable, so that the result does not depend on the device.
         order = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).argsort(descending=True, stable=True)
     boxes, image = to_centers(boxes[order]), image[order]
+    # A box without an extent, which no mask has, would have no logarithm.
+    boxes[:, 2:].clamp_(min=MIN_SIDE_PX)
     anchors = _best_anchors(boxes[:, 2:], boxes.new_tensor(rule.anchors_px))
     per_level = len(rule.anchors_px) // len(rule.strides)
     level = anchors // per_level
@@ -160,20 +164,24 @@ def box_targets(
 def objectness_negatives(
     raw: Tensor, places: Predictions, positives: Tensor, gt_instances: Sequence[Instances], ignore_threshold: float
 ) -> Tensor:
-    """(N, R) bool: predictions that are not positive and whose box overlaps no object of their image too much.
+    """(N, R) bool: predictions of the image that are not positive and whose box overlaps no object too much.
+
+    Cells in the padding of an image that is smaller than the batch learn nothing.
 
     Args:
         raw: (N, R, 5 + K) of the network.
         places: R predictions.
         positives: (P,) index into the N * R predictions.
-        gt_instances: N times gt_boxes.
+        gt_instances: N times gt_boxes and the image's size.
         ignore_threshold: largest IoU of a negative.
     """
-    is_negative = torch.ones(raw.shape[:2], dtype=torch.bool, device=raw.device)
+    sizes = [instances.image_size for instances in gt_instances]
+    is_negative = torch.stack([cells_inside(places, size) for size in sizes])
     boxes = to_corners(decode_boxes(raw, places))
     for image, instances in enumerate(gt_instances):
         step = max(1, MAX_PAIRS // raw.shape[1])
         for part in instances.gt_boxes.tensor.split(step):
-            is_negative[image] &= (box_iou(boxes[image], part) <= ignore_threshold).all(dim=1)
+            # A NaN overlaps nothing: its loss is NaN too, and stops the training.
+            is_negative[image] &= ~(box_iou(boxes[image], part) > ignore_threshold).any(dim=1)
     is_negative.view(-1)[positives] = False
     return is_negative

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polarmask.rays import NO_HIT_PX, point_blocks
+from polarmask.rays import MAX_PAIRS, NO_HIT_PX
 from segzoo.geometry.components import filled_parts, largest_labels
 from segzoo.geometry.outlines import Pixels, boundary_pixels
-from segzoo.geometry.runs import Contacts, Runs, expand_ranges, paint_runs
+from segzoo.geometry.runs import Contacts, Runs, bounded_blocks, expand_ranges, paint_runs
 
 # A ray without a point at its own degree looks at these neighbours, in this order; angles do not wrap around.
 DEGREE_OFFSETS = (0, 1, -1, 2, -2, 3, -3)
@@ -85,7 +85,7 @@ def degree_bin_rays(contours: OfficialContours, points_px: Tensor, point_masks: 
     farthest = points_px.new_full((NUM_DEGREES + 2 * NUM_MISSES, num_points), -1.0)
     slots = torch.arange(num_points, device=device) + NUM_MISSES * num_points
     columns = pixels.x_y.T.to(points_px.dtype).contiguous()
-    for block in point_blocks(count.sum(dim=0)):
+    for block in bounded_blocks(count.sum(dim=0), MAX_PAIRS):
         viewer, pixel = expand_ranges(first[:, block].flatten(), count[:, block].flatten())
         x, y = (
             column.index_select(0, pixel).sub_(torch.cat((own, own)).index_select(0, viewer))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from segzoo.geometry.outlines import Sides, outlines
-from segzoo.geometry.runs import Contacts, Runs, expand, expand_ranges
+from segzoo.geometry.runs import Contacts, Runs, bounded_blocks, expand, expand_ranges
 
 # The distance of a ray that meets nothing, as in the paper (section 3.2).
 NO_HIT_PX = 1e-6
@@ -106,7 +106,7 @@ def cast_rays(
     sides = outlines(runs, contacts)
     first, count = _sides_beyond(sides, points_px, point_masks)
     lines, points_px = _seen_along_rays(sides), points_px.float()
-    for block in point_blocks(count.sum(dim=0), max_pairs):
+    for block in bounded_blocks(count.sum(dim=0), max_pairs):
         pairs = _make_pairs(lines, points_px[block], first[:, block], count[:, block], num_rays)
         _cast(distances[block], pairs)
     return distances
@@ -160,22 +160,6 @@ def _make_pairs(lines: Tensor, points_px: Tensor, first: Tensor, count: Tensor, 
         end_px=end.sub_(own_along),
         base=torch.cat(base).index_select(0, view),
     )
-
-
-def point_blocks(counts: Tensor, max_pairs: int = MAX_PAIRS) -> list[slice]:
-    """Consecutive ranges of points with at most `max_pairs` pairs (or one point) each."""
-    total = counts.cumsum(0)
-    if len(counts) == 0:
-        return []
-    if int(total[-1]) <= max_pairs:
-        return [slice(0, len(counts))]
-    bounds, blocks, start = total.tolist(), [], 0
-    while start < len(bounds):
-        used = bounds[start - 1] if start else 0
-        stop = max(start + 1, int(torch.searchsorted(total, used + max_pairs, right=True)))
-        blocks.append(slice(start, stop))
-        start = stop
-    return blocks
 
 
 def _cast(distances: Tensor, pairs: Pairs) -> None:

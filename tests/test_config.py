@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from projects import get_cfg
 from segzoo.config import merge_config
+from segzoo.data.augmentation import ColorJitter, RandomFlip, ResizeFixed, build_augmentations
+from segzoo.data.random_windows import RandomCrop, ResizeOntoCanvas
+from segzoo.data.transforms import Resampling
 from segzoo.errors import ConfigError
 
 
@@ -26,6 +30,52 @@ def test_polarmask_r50_is_the_recipe_of_the_paper(repository: Path) -> None:
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (90000, (60000, 80000))
     assert (cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.WEIGHT_DECAY_BIAS, cfg.SOLVER.BIAS_LR_FACTOR) == (1e-4, 0.0, 2.0)
     assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN) == ((800,), 1333)
+
+
+@pytest.mark.parametrize(("leaf", "norm"), [("orienmask_D53", "SyncBN"), ("orienmask_D53_base", "BN")])
+def test_orienmask_d53_is_the_recipe_of_the_paper(leaf: str, norm: str, repository: Path) -> None:
+    cfg = merge_config(get_cfg(), str(repository / "configs" / f"{leaf}.yaml"))
+    solver = cfg.SOLVER
+    assert (solver.OPTIMIZER, solver.MOMENTUM, solver.NESTEROV) == ("SGD", 0.9, False)
+    assert (solver.BASE_LR, solver.IMS_PER_BATCH, solver.RECIPE_IMS_PER_BATCH) == (1e-3, 16, 16)
+    assert (solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_BIAS, solver.WEIGHT_DECAY_NORM) == (5e-4, 5e-4, 5e-4)
+    assert (solver.BIAS_LR_FACTOR, solver.BACKBONE_LR_FACTOR, cfg.MODEL.BACKBONE.FREEZE_AT) == (1.0, 1.0, 0)
+    # 100 epochs of the 118,287 images.
+    assert abs(solver.MAX_ITER - 100 * 118_287 / 16) < 1000
+    assert (solver.STEPS, solver.GAMMA) == ((520_000, 660_000), 0.1)
+    assert (solver.WARMUP_ITERS, solver.WARMUP_FACTOR, solver.WARMUP_METHOD) == (1000, 0.1, "linear")
+    assert not solver.CLIP_GRADIENTS.ENABLED
+    assert solver.POSITIVE_COUNT == "local"
+    assert {cfg.MODEL.DARKNET.NORM, cfg.MODEL.ORIENMASK.NORM} == {norm}
+    assert cfg.TEST.DETECTIONS_PER_IMAGE == 100
+
+
+@pytest.mark.parametrize("leaf", ["orienmask_D53", "orienmask_D53_base"])
+def test_orienmask_d53_augments_as_its_authors_do(leaf: str, repository: Path) -> None:
+    cfg = merge_config(get_cfg(), str(repository / "configs" / f"{leaf}.yaml"))
+    # Each with all that it holds, so that no default may change unseen; (124, 116, 104) is ImageNet's mean, rounded.
+    resampling = Resampling("opencv", "center")
+    expected: list[tuple[type, dict[str, Any]]] = [
+        (
+            ColorJitter,
+            {
+                "strengths": {"brightness": 0.2, "contrast": 0.5, "saturation": 0.5, "hue": 0.1},
+                "image_format": "RGB",
+            },
+        ),
+        (RandomCrop, {"prob": 0.5, "min_area": 0.64}),
+        (
+            ResizeOntoCanvas,
+            {
+                **{"size": (544, 544), "fill": (124, 116, 104), "resampling": resampling},
+                **{"warp_prob": 0.25, "aspect_jitter": 0.3, "shrink_prob": 0.75, "max_shrink": 0.75},
+            },
+        ),
+        (RandomFlip, {"is_horizontal": True}),
+    ]
+    assert [(type(step), vars(step)) for step in build_augmentations(cfg, is_train=True)] == expected
+    (resize,) = build_augmentations(cfg, is_train=False)
+    assert (type(resize), vars(resize)) == (ResizeFixed, {"size": (544, 544), "resampling": resampling})
 
 
 def test_merge_config_unknown_key_names_the_nearest(tmp_path: Path) -> None:

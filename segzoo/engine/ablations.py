@@ -3,6 +3,7 @@
 A file projects/<Method>/ablations.yaml:
 
     configs: ../../configs                  # folder of the config files, seen from this file
+    evaluation_keys: [MODEL.METHOD.LIMIT]   # optional: keys that change nothing about a training, see below
     tables:
       "1a":                                 # the paper's number of the table
         title: depth of the backbone
@@ -17,10 +18,10 @@ A file projects/<Method>/ablations.yaml:
             paper: [31.5, 12]
 
 A row is a config of its own, or the model of another row, trained once for both; then its options may only concern the
-evaluation. A row with `cited` has the figures of a method that nothing here builds. `config`, `options`, `dataset` (of
-the metrics), `device` (of the speed) and `image_size` (of the complexity: height, width) may also stand in a table, for
-those of its rows that do not say otherwise; `config` and `options` of a table do not reach rows with `model_of`. A row
-may have a `note`.
+evaluation: TEST.*, *_TEST, and what `evaluation_keys` lists. A row with `cited` has the figures of a method that
+nothing here builds. `config`, `options`, `dataset` (of the metrics), `device` (of the speed) and `image_size` (of the
+complexity: height, width) may also stand in a table, for those of its rows that do not say otherwise; `config` and
+`options` of a table do not reach rows with `model_of`. A row may have a `note`.
 """
 
 from __future__ import annotations
@@ -43,22 +44,24 @@ from segzoo.engine.validate import METRIC_PATTERN, validate_config
 from segzoo.errors import ConfigError
 
 # Columns that are no metric of an evaluation -> what measures them. GMAC are what the papers call GFLOPs; "network FPS"
-# leaves post-processing out; "trainable M" are 10^6 trainable parameters.
+# leaves post-processing out; "trainable M" are 10^6 trainable parameters; "maps MiB" is the size of the fp32 maps that
+# the masks of an image are made from.
 COSTS = {
     "GMAC": "complexity",
     "trainable M": "complexity",
+    "maps MiB": "complexity",
     "FPS": "speed",
     "network FPS": "speed",
     "ms": "speed",
 }
 # Kind of measurement -> the setting without which its figures mean nothing.
 NEEDS = {"train": "dataset", "complexity": "image_size", "speed": "device"}
-# Keys that change nothing about a training.
+# Keys that change nothing about a training, whatever the method.
 EVALUATION_KEYS = re.compile(r"TEST\..+|.+_TEST")
 
 # Key -> its type, of each level of the file.
 SETTINGS = {"config": str, "options": dict, "dataset": str, "device": str, "image_size": list}
-FILE_KEYS = {"configs": str, "tables": dict}
+FILE_KEYS = {"configs": str, "evaluation_keys": list, "tables": dict}
 TABLE_KEYS = {"title": str, "columns": list, "rows": dict, **SETTINGS}
 ROW_KEYS = {"paper": list, "model_of": str, "cited": str, "note": str, **SETTINGS}
 TYPE_NAMES: dict[type, str] = {str: "a text", dict: "a mapping", list: "a list"}
@@ -113,6 +116,7 @@ def read_ablations(path: str) -> list[Row]:
     content = _load(path)
     _check_keys(content, FILE_KEYS, ("configs", "tables"), path)
     configs = os.path.normpath(os.path.join(os.path.dirname(path), content["configs"]))
+    evaluation_keys = _evaluation_keys(content, path)
     rows = []
     for name, table in content["tables"].items():
         where = f"{path}, table {name}"
@@ -121,6 +125,7 @@ def read_ablations(path: str) -> list[Row]:
         for row_name, row in table["rows"].items():
             row_where = f"{where}, row {row_name}"
             _check_name(row_name, row_where)
+            _check_row(row, evaluation_keys, row_where)
             rows.append(_read_row(f"{name}-{row_name}", name, table, row, configs, row_where))
     return _complete(rows, path)
 
@@ -201,7 +206,6 @@ def _check_table(table: Any, where: str) -> None:
 
 def _read_row(row_id: str, name: str, table: Mapping[str, Any], row: Any, configs: str, where: str) -> Row:
     """The row without what `model_of` adds."""
-    _check_keys(row, ROW_KEYS, ("paper",), where)
     settings = {key: row.get(key, table.get(key)) for key in NEEDS.values()}
     result = Row(
         id=row_id,
@@ -220,13 +224,7 @@ def _read_row(row_id: str, name: str, table: Mapping[str, Any], row: Any, config
     for kind in result.kinds:
         if not settings[NEEDS[kind]]:
             raise ConfigError(f"{where}: has figures of kind {kind!r} but no {NEEDS[kind]}", f"give {NEEDS[kind]}")
-    if result.cited:
-        own = [key for key in ("config", "options", "model_of") if key in row]
-        if own:
-            raise ConfigError(f"{where}: {own[0]} beside cited", "a method that can be built is not cited")
-        return result
-    if "model_of" in row:
-        _check_model_of(row, where)
+    if result.cited or "model_of" in row:
         return result
     config = row.get("config", table.get("config"))
     if config is None:
@@ -236,10 +234,30 @@ def _read_row(row_id: str, name: str, table: Mapping[str, Any], row: Any, config
     )
 
 
-def _check_model_of(row: Mapping[str, Any], where: str) -> None:
+def _evaluation_keys(content: Mapping[str, Any], path: str) -> list[str]:
+    keys = content.get("evaluation_keys", [])
+    wrong = [key for key in keys if not isinstance(key, str)]
+    if wrong:
+        raise ConfigError(f"{path}: {wrong[0]!r} in evaluation_keys is no key", "give names such as MODEL.METHOD.LIMIT")
+    return list(keys)
+
+
+def _check_row(row: Any, evaluation_keys: Sequence[str], where: str) -> None:
+    """Keys and types of a row, and what may stand beside `cited` and `model_of`."""
+    _check_keys(row, ROW_KEYS, ("paper",), where)
+    if row.get("cited"):
+        own = [key for key in ("config", "options", "model_of") if key in row]
+        if own:
+            raise ConfigError(f"{where}: {own[0]} beside cited", "a method that can be built is not cited")
+    elif "model_of" in row:
+        _check_model_of(row, evaluation_keys, where)
+
+
+def _check_model_of(row: Mapping[str, Any], evaluation_keys: Sequence[str], where: str) -> None:
     if "config" in row:
         raise ConfigError(f"{where}: both config and model_of", "keep one: the other row's config is taken")
-    other = [key for key in row.get("options", {}) if not EVALUATION_KEYS.fullmatch(str(key))]
+    options = [str(key) for key in row.get("options", {})]
+    other = [key for key in options if key not in evaluation_keys and not EVALUATION_KEYS.fullmatch(key)]
     if other:
         raise ConfigError(
             f"{where}: {other[0]} beside model_of", "a model that is trained otherwise is a row with a config"

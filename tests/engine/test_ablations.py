@@ -61,6 +61,19 @@ def test_read_ablations_rows_have_what_the_table_and_the_other_row_give(folder: 
     assert (small.kinds, small.dataset, small.image_size) == (("complexity",), "", (400, 640))
 
 
+def test_read_ablations_evaluation_keys_may_stand_beside_model_of(folder: Path) -> None:
+    text = STUDY.replace("configs: configs", "configs: configs\nevaluation_keys: [MODEL.RETINANET.TOPK]")
+    text = text.replace("INPUT.MIN_SIZE_TEST: 400", "MODEL.RETINANET.TOPK: 400")
+    path = folder / "study.yaml"
+    path.write_text(text)
+    assert read_ablations(str(path))[2].options["MODEL.RETINANET.TOPK"] == 400
+    # No other key, nor one that only begins with it.
+    for other in ("SOLVER.MAX_ITER", "MODEL.RETINANET.TOPK_CANDIDATES"):
+        path.write_text(text.replace("MODEL.RETINANET.TOPK: 400", f"{other}: 9"))
+        with pytest.raises(ConfigError, match=f"row small: {other} beside model_of"):
+            read_ablations(str(path))
+
+
 def test_row_config_merges_the_options_over_the_file(folder: Path) -> None:
     small = read(folder)[2]
     assert small.words == ["SOLVER.BASE_LR", "0.02", "MODEL.RESNETS.DEPTH", "101", "INPUT.MIN_SIZE_TEST", "400"]
@@ -91,6 +104,14 @@ REFUSED = {
     "no config": ("    config: base.yaml\n", "", r"row 50: neither config nor model_of"),
     "both": ("model_of: 1a-101", "model_of: 1a-101, config: base.yaml", r"both config and model_of"),
     "other training": ("INPUT.MIN_SIZE_TEST: 400", "SOLVER.MAX_ITER: 9", r"row small: SOLVER.MAX_ITER beside model_of"),
+    "evaluation keys that are no list": (
+        *("configs: configs", "configs: configs\nevaluation_keys: MODEL.MASK_ON"),
+        r"evaluation_keys is 'MODEL\.MASK_ON'(.|\n)*a list",
+    ),
+    "evaluation key that is no text": (
+        *("configs: configs", "configs: configs\nevaluation_keys: [MODEL.MASK_ON, 3]"),
+        r"3 in evaluation_keys is no key",
+    ),
     "unknown model": ("model_of: 1a-101", "model_of: 1a-102", r"model_of '1a-102' is no row(.|\n)*'1a-101'"),
     "model of itself": ("model_of: 1a-101", "model_of: 2-small", r"'2-small' has no model of its own"),
     "yaml": ("title: depth", "title: [depth", r"study\.yaml: not valid yaml"),
@@ -154,6 +175,7 @@ def test_select_rows_keeps_the_order_and_refuses_unknown_ids(folder: Path) -> No
         ("segm/AP", "train"),
         ("bbox/AP75", "train"),
         ("GMAC", "complexity"),
+        ("maps MiB", "complexity"),
         ("ms", "speed"),
         ("AP", ""),
         ("segm/AP60", ""),

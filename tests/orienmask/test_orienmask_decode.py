@@ -114,10 +114,12 @@ def test_vectors_that_are_not_finite_belong_to_no_mask() -> None:
     assert not masks[:, :47].any()
 
 
-def test_case_49_masks_of_a_12_megapixel_image_stay_within_the_budget() -> None:
-    maps, found = smooth_maps((136, 136)), make_detections(6, (544, 544))
+@pytest.mark.parametrize("count", [6, pytest.param(100, marks=pytest.mark.slow)])
+def test_case_49_masks_of_a_12_megapixel_image_stay_within_the_budget(count: int) -> None:
+    maps, found = smooth_maps((136, 136)), make_detections(count, (544, 544))
     peak = peak_memory_mb(lambda: masks_of(maps, found, (544, 544), (3000, 4000), budget_mb=16.0))
-    assert peak < 24
+    # Beside the budget the ends of the runs: two of 8 bytes a column that an object spans, and their copies.
+    assert peak < 24 + count * 0.2
 
 
 def make_raw(image_size: tuple[int, int], num_classes: int = 3) -> tuple[Tensor, list[tuple[int, int]]]:
@@ -151,16 +153,34 @@ def test_candidates_equal_the_slow_oracle(base_position: str) -> None:
     torch.testing.assert_close(torch.cat(columns, dim=1), torch.tensor(rows), rtol=1e-5, atol=1e-3)
 
 
-def test_predictions_that_are_nan_are_counted_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("column", [2, 4, 6])
+def test_case_48_predictions_that_are_not_finite_are_counted_and_left_out(
+    caplog: pytest.LogCaptureFixture, value: float, column: int
+) -> None:
     raw, sizes = make_raw((64, 96))
     places = list_predictions(sizes, STRIDES, ANCHORS.tolist(), raw.device)
     expected = select_candidates(raw[3:], type(places)(*(column[3:] for column in places)), (64, 96), RULE)
-    raw[:3, 2] = float("nan")
+    raw[:3, column] = value
     with caplog.at_level(logging.WARNING):
         found = select_candidates(raw, places, (64, 96), RULE)
-    assert "3 of 126 predictions of an image are NaN" in caplog.text
+    assert "3 of 126 predictions of an image are not finite" in caplog.text
     for first, second in zip(found, expected, strict=True):
         assert torch.equal(first, second)
+
+
+def test_one_wild_box_does_not_change_what_others_suppress() -> None:
+    rng = np.random.default_rng(0)
+    boxes = torch.from_numpy(rng.uniform((20, 20, 30, 30), (500, 500, 60, 60), (300, 4))).float()
+    scores, classes = torch.from_numpy(rng.permutation(300) / 300).float(), torch.from_numpy(rng.integers(0, 80, 300))
+    anchors = torch.zeros(300).long()
+    rule = RULE._replace(max_detections=300, nms_threshold=0.3)
+    alone = suppress(Detections(boxes, boxes[:, :2], scores, classes, anchors), rule)
+    wild = torch.tensor([[200.0, 200.0, 16_384.0, 16_384.0]])
+    boxes, scores = torch.cat((boxes, wild)), torch.cat((scores, torch.tensor([2.0])))
+    classes, anchors = torch.cat((classes, torch.tensor([80]))), torch.zeros(301).long()
+    beside = suppress(Detections(boxes, boxes[:, :2], scores, classes, anchors), rule._replace(max_detections=301))
+    assert torch.equal(beside.scores[1:], alone.scores)
 
 
 def test_suppress_keeps_the_best_of_each_class() -> None:

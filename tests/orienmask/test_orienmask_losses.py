@@ -157,6 +157,39 @@ def test_case_33_losses_stay_finite_at_wild_logits(logit: float, dtype: torch.dt
         assert torch.isfinite(value), name
 
 
+@pytest.mark.parametrize("column", [0, 2, 4])
+def test_a_nan_beside_objects_is_a_negative_and_spoils_the_loss(column: int) -> None:
+    batch, (maps, _) = make_batch(), make_maps()
+    _, targets = targets_of(batch, FINAL)
+    raw = flatten_predictions(maps, NUM_ANCHORS)
+    free = int((~torch.isin(torch.arange(raw.shape[1]), targets.positives)).nonzero()[0])
+    raw[0, free, [column, 4]] = float("nan")
+    places = list_predictions(map_sizes(SIZE), FINAL.strides, FINAL.anchors_px, raw.device)
+    is_negative = objectness_negatives(raw, places, targets.positives, batch, 0.5)
+    assert is_negative[0, free]
+    assert torch.isnan(box_losses(raw, targets, is_negative)["loss_noobj"])
+
+
+def test_cells_in_the_padding_are_no_negatives() -> None:
+    small = (48, 72)
+    batch = [instances_of([blob(small, (30, 24), 15)], small), instances_of([blob(SIZE, (90, 50), 30)], SIZE)]
+    _, targets = targets_of(batch, FINAL)
+    places = list_predictions(map_sizes(SIZE), FINAL.strides, FINAL.anchors_px, torch.device("cpu"))
+    raw = torch.zeros(2, len(places.anchors), 5 + NUM_CLASSES)
+    is_negative = objectness_negatives(raw, places, targets.positives, batch, 1.0)
+    corners = places.cells * places.strides[:, None]
+    is_inside = (corners[:, 0] < small[1]) & (corners[:, 1] < small[0])
+    assert torch.equal(is_negative[0] | (targets.positives[0] == torch.arange(len(is_inside))), is_inside)
+    assert int((~is_negative[1]).sum()) == len(targets.positives) - 1
+
+
+def test_a_box_without_an_extent_has_finite_targets() -> None:
+    instances = instances_of([blob(SIZE, (60, 50), 20)], SIZE)
+    instances.gt_boxes.tensor[0, 2] = instances.gt_boxes.tensor[0, 0]
+    _, targets = targets_of([instances], FINAL)
+    assert torch.isfinite(targets.log_sizes).all()
+
+
 def test_a_prediction_over_an_object_of_another_scale_is_no_negative() -> None:
     batch = [instances_of([blob(SIZE, (60, 50), 20)], SIZE)]
     objects, targets = targets_of(batch, FINAL)

@@ -17,6 +17,7 @@ from tests.orienmask.objects import RULE, blob, instances_of, map_sizes, random_
 from tests.orienmask.oracle import orientation_maps
 
 SIZE = (288, 352)
+BASES = pytest.mark.parametrize("base_position", ["box", "grid"])
 
 
 def targets_of(batch: list[Instances], rule: TargetRule = RULE, size: tuple[int, int] = SIZE) -> tuple[Objects, Any]:
@@ -28,7 +29,7 @@ def pair_of(targets: OrientationTargets, image: int, anchor: int) -> int:
     return int(((targets.image == image) & (targets.anchor == anchor)).nonzero()[0, 0])
 
 
-@pytest.mark.parametrize("base_position", ["box", "grid"])
+@BASES
 @pytest.mark.parametrize("overlap_order", ["large_first", "given"])
 @pytest.mark.parametrize("expand_ratio", [1.0, 1.2, 1.6])
 def test_orientation_targets_equal_the_slow_oracle(base_position: str, overlap_order: str, expand_ratio: float) -> None:
@@ -71,7 +72,7 @@ def test_the_base_position_in_a_hole_points_to_the_right_border(monkeypatch: pyt
         torch.testing.assert_close(vector, torch.tensor([reach, 0.0]))
 
 
-@pytest.mark.parametrize("base_position", ["box", "grid"])
+@BASES
 def test_positive_pixels_point_to_the_base_and_negative_ones_to_the_border(base_position: str) -> None:
     rule = RULE._replace(base_position=base_position)
     batch = [instances_of([blob(SIZE, (170, 140), 60)], SIZE)]
@@ -90,9 +91,9 @@ def test_positive_pixels_point_to_the_base_and_negative_ones_to_the_border(base_
     torch.testing.assert_close(reached, own.clamp(min=1), rtol=0, atol=1e-4)
 
 
-def perfect_detections(objects: Objects) -> Detections:
-    count = len(objects.anchors)
-    return Detections(objects.boxes, objects.base_px("box"), torch.ones(count), objects.classes, objects.anchors)
+def perfect_detections(objects: Objects, base_position: str) -> Detections:
+    bases, scores = objects.base_px(base_position), torch.ones(len(objects.anchors))
+    return Detections(objects.boxes, bases, scores, objects.classes, objects.anchors)
 
 
 def maps_of(targets: OrientationTargets, num_anchors: int = 9) -> torch.Tensor:
@@ -118,22 +119,26 @@ def apart() -> list[np.ndarray]:
     return [blob(SIZE, (80, 80), 50), ring, two_parts, blob(SIZE, (270, 215), 30)]
 
 
-def test_ground_truth_maps_give_the_ground_truth_masks_back(monkeypatch: pytest.MonkeyPatch) -> None:
+@BASES
+def test_ground_truth_maps_give_the_ground_truth_masks_back(
+    base_position: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     batch = [instances_of(apart(), SIZE)]
-    objects, targets = targets_of(batch)
-    masks = decode_at_full_size(maps_of(targets), perfect_detections(objects), monkeypatch)
+    objects, targets = targets_of(batch, RULE._replace(base_position=base_position))
+    masks = decode_at_full_size(maps_of(targets), perfect_detections(objects, base_position), monkeypatch)
     assert np.array_equal(masks, batch[0].gt_masks.tensor[objects.order].numpy())
 
 
-def test_swapped_anchors_give_other_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+@BASES
+def test_swapped_anchors_give_other_masks(base_position: str, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = [instances_of(apart(), SIZE)]
-    objects, targets = targets_of(batch)
+    objects, targets = targets_of(batch, RULE._replace(base_position=base_position))
     assert len(objects.anchors.unique()) > 1
     swapped = list(range(9))
     first, second = objects.anchors.unique()[:2].tolist()
     swapped[first], swapped[second] = second, first
     maps = maps_of(targets).view(9, 2, *SIZE)[swapped].flatten(0, 1)
-    masks = decode_at_full_size(maps, perfect_detections(objects), monkeypatch)
+    masks = decode_at_full_size(maps, perfect_detections(objects, base_position), monkeypatch)
     truth = batch[0].gt_masks.tensor[objects.order].numpy()
     hurt = np.isin(objects.anchors.numpy(), [first, second])
     overlap = (masks & truth).sum(axis=(1, 2)) / (masks | truth).sum(axis=(1, 2))

@@ -70,6 +70,10 @@ def test_ablate_builds_every_row_of_the_repository(capsys: pytest.CaptureFixture
         "paper": dict(zip(rows["1e-X-101"]["paper"], [32.9, 55.4, 33.8, 15.5, 35.1, 46.3], strict=True)),
         "trainable_parameters": rows["1e-X-101"]["trainable_parameters"],
     }
+    sizes = {row["row"]: row["trainable_parameters"] for row in result["rows"] if "OrienMask" in row["file"]}
+    assert len(sizes) == 19
+    # Plain FPN and FPN plus.
+    assert set(sizes.values()) == {63_596_143, 63_662_063}
     line = next(line for line in captured.out.splitlines() if line.startswith("1b-smooth-l1-0.05 "))
     assert "34.46 M" in line
     assert "24.7" in line

@@ -93,7 +93,7 @@ def test_orienmask_masks_equal_the_oracle_and_take_less_memory() -> None:
     (row,) = orienmask.benchmark_decode(1, CPU, count=12, size=(192, 256))
     assert row.ours_mb is not None
     assert row.oracle_mb is not None
-    assert row.ours_mb < row.oracle_mb
+    assert row.ours_mb < row.oracle_mb / 4
     assert {"ours_mb", "oracle_mb"} <= set(row.as_dict())
 
 
