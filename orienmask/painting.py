@@ -18,7 +18,8 @@ from torch.nn import functional
 
 from segzoo.geometry.runs import bounded_blocks, expand_ranges
 
-# Pixels of objects' areas that are worked on at once; bounds the memory to some 200 MB.
+# Pixels of objects' areas that are worked on at once; bounds the memory of their coordinates and vectors to some
+# 200 MB. Beside it stand the maps themselves and, on a GPU, a second copy of the masks.
 MAX_PIXELS = 2_000_000
 
 
