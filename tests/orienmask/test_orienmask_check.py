@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 from detectron2.config import CfgNode
@@ -19,7 +20,7 @@ from segzoo.errors import ConfigError
 
 NAMES = ["res2", "res3", "res4", "res5"]
 # What each range refuses, and the ends that it allows.
-REFUSED = {
+REFUSED: dict[str, list[Any]] = {
     "NUM_CLASSES": [0, -1],
     "ORIEN_CHANNELS": [0, 1, 127, -2],
     "IGNORE_THRESH": [-0.1, 1.1],
@@ -30,7 +31,7 @@ REFUSED = {
     "PRE_NMS_TOPK": [0, -1],
     "NMS_THRESH_TEST": [-0.1, 1.1],
 }
-ALLOWED = {
+ALLOWED: dict[str, list[Any]] = {
     "NUM_CLASSES": [1],
     "ORIEN_CHANNELS": [2, 128],
     "IGNORE_THRESH": [0.0, 1.0],
@@ -41,7 +42,7 @@ ALLOWED = {
     "PRE_NMS_TOPK": [1],
     "NMS_THRESH_TEST": [0.0, 1.0],
 }
-NO_NUMBERS = [True, None, "1", [1], float("nan"), float("inf")]
+NO_NUMBERS: list[Any] = [True, None, "1", [1], float("nan"), float("inf")]
 
 
 class Levels(Backbone):
@@ -69,8 +70,8 @@ def assert_refused(key: str, value: object, message: str) -> None:
 
 @pytest.mark.parametrize("key", CHOICES)
 def test_check_orienmask_allows_the_choices_and_nothing_else(key: str) -> None:
-    for value in CHOICES[key]:
-        check_orienmask(config(**{key: value}), Levels())
+    for allowed in CHOICES[key]:
+        check_orienmask(config(**{key: allowed}), Levels())
     for value in ("", "other", CHOICES[key][0].swapcase(), None, 1):
         assert_refused(key, value, f"use one of {', '.join(CHOICES[key])}")
 
