@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +11,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import Backbone
 
 from segzoo.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 # Features of these strides, finest first: the orientation maps', then those of the box maps.
 FEATURE_STRIDES = (4, 8, 16, 32)
@@ -51,6 +54,7 @@ def check_orienmask(cfg: CfgNode, backbone: Backbone) -> None:
         raise ConfigError(f"TEST.DETECTIONS_PER_IMAGE is {cfg.TEST.DETECTIONS_PER_IMAGE}", "it must be at least 1")
     _check_channels(list(node.NECK_CHANNELS))
     _check_anchors(list(node.ANCHORS))
+    _warn_of_large_anchors(cfg)
     _check_features(list(node.IN_FEATURES), backbone)
 
 
@@ -59,7 +63,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _check_channels(channels: list[Any]) -> None:
-    is_usable = all(isinstance(value, int) and value > 0 for value in channels)
+    is_usable = all(_is_number(value) and isinstance(value, int) and value > 0 for value in channels)
     if len(channels) != len(FEATURE_STRIDES) - 1 or not is_usable:
         raise ConfigError(
             f"MODEL.ORIENMASK.NECK_CHANNELS is {channels}", "give three positive numbers, for the strides 8, 16 and 32"
@@ -76,6 +80,12 @@ def _check_anchors(anchors: list[Any]) -> None:
             raise ConfigError(
                 f"{given}; {anchor!r} is no anchor", "an anchor is [width, height] in pixels, both positive"
             )
+    repeated = [anchor for index, anchor in enumerate(anchors) if list(anchor) in map(list, anchors[:index])]
+    if repeated:
+        raise ConfigError(
+            f"{given}; {list(repeated[0])} stands there twice, and the second would get no object",
+            "give every anchor a size of its own",
+        )
     areas = [width * height for width, height in anchors]
     per_level = len(anchors) // 3
     means = [sum(areas[level * per_level : (level + 1) * per_level]) for level in range(3)]
@@ -83,6 +93,20 @@ def _check_anchors(anchors: list[Any]) -> None:
         raise ConfigError(
             f"{given}: the first third is for stride 8 and must be the smallest, the last for stride 32 the largest",
             "list the anchors by size, smallest first",
+        )
+
+
+def _warn_of_large_anchors(cfg: CfgNode) -> None:
+    # Height and width, as an anchor is width and height.
+    size = tuple(cfg.INPUT.FIXED_SIZE)
+    anchors = cfg.MODEL.ORIENMASK.ANCHORS
+    large = [anchor for anchor in anchors if any(side > limit for side, limit in zip(anchor, reversed(size)))]
+    if large and cfg.INPUT.RESIZE in ("fixed", "letterbox"):
+        logger.warning(
+            "MODEL.ORIENMASK.ANCHORS are in pixels of the network input: %s is larger than INPUT.FIXED_SIZE %s "
+            "(height, width); scale them to it",
+            large[0],
+            size,
         )
 
 

@@ -18,8 +18,8 @@ from segzoo.engine.convert import Converter, Fit, Source
 from segzoo.engine.darknet_weights import (
     DarknetLayer,
     backbone_layers,
+    claims_file,
     count_values,
-    is_darknet_file,
     num_values,
     read_header,
     read_layers,
@@ -238,6 +238,6 @@ CONVERTERS = (
         rules=DARKNET_RULES,
         fit=darknet_fit,
         read=read_darknet,
-        claims=is_darknet_file,
+        claims=claims_file,
     ),
 )

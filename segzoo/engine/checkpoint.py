@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import yaml
 from detectron2.config import CfgNode
+from torch import nn
 
 from segzoo.errors import CheckpointError, TrainingError
 
@@ -179,6 +180,12 @@ def read_checkpoint(path: str, mmap: bool = False) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path}: holds a {type(loaded).__name__}, not a dictionary of weights")
     return loaded
+
+
+def persistent_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The buffers that a state dict holds, by their names there; others follow from the config, not from training."""
+    saved = model.state_dict().keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name in saved}
 
 
 def random_state() -> dict[str, Any]:

@@ -90,8 +90,8 @@ class Converter:
         rules: their names -> ours.
         fit: renamed weights -> the model that they belong to; raises CheckpointError if they cannot tell.
         read: path -> the file's content; raises CheckpointError for files of another kind.
-        claims: path -> whether its first bytes are those of this kind only, so that nothing else need read it and this
-            format tells what is wrong with it; None = they do not tell.
+        claims: path -> whether its first bytes (or its name, where it has too few) are those of this kind only, so that
+            nothing else need read it and this format tells what is wrong with it; None = they do not tell.
     """
 
     name: str

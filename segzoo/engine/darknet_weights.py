@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ VERSION = struct.Struct("<3i")
 # Images seen in training: 8 bytes from version 0.2 on, 4 before.
 SEEN, OLD_SEEN = struct.Struct("<q"), struct.Struct("<i")
 LARGEST_VERSION = 999
+# How Darknet names its files, the second with the layers that are kept: darknet53.conv.74.
+NAME_PATTERN = re.compile(r".+(\.weights|\.conv\.\d+)")
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,28 @@ def is_darknet_file(path: str) -> bool:
     return len(start) == VERSION.size and all(0 <= part <= LARGEST_VERSION for part in VERSION.unpack(start))
 
 
+def claims_file(path: str) -> bool:
+    """As `is_darknet_file`, but a file that is too short for a version counts if it is named as Darknet's are."""
+    if is_darknet_file(path):
+        return True
+    is_named = NAME_PATTERN.fullmatch(os.path.basename(path)) is not None
+    return is_named and os.path.isfile(path) and os.path.getsize(path) < VERSION.size
+
+
 def read_header(path: str) -> DarknetHeader:
     """The header of a file.
 
     Raises:
-        CheckpointError: no version of Darknet at its start, or no more than that.
+        CheckpointError: no such file, no version of Darknet at its start, or no more than that.
     """
+    if not os.path.isfile(path):
+        raise CheckpointError(f"{path}: does not exist", "give a .weights file")
+    if (num_bytes := os.path.getsize(path)) < VERSION.size:
+        raise CheckpointError(
+            f"{path}: truncated, {num_bytes} bytes where the header has {VERSION.size + SEEN.size} "
+            f"({VERSION.size + OLD_SEEN.size} before version 0.2)",
+            "download it again",
+        )
     if not is_darknet_file(path):
         raise CheckpointError(f"{path}: no weights of Darknet (its first bytes are no version)", "give a .weights file")
     with open(path, "rb") as stream:

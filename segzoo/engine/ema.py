@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from segzoo.engine.checkpoint import persistent_buffers
+
 
 class ModelEma:
     """Averages the trained parameters and the floating-point buffers of a model in fp32.
@@ -66,11 +68,10 @@ class ModelEma:
 
 def _tracked_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """The trained parameters and floating-point persistent buffers by their state-dict names."""
-    persistent = model.state_dict().keys()
     tracked: dict[str, torch.Tensor] = {
         name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
     }
-    for name, buffer in model.named_buffers():
-        if name in persistent and buffer.is_floating_point():
+    for name, buffer in persistent_buffers(model).items():
+        if buffer.is_floating_point():
             tracked[name] = buffer
     return tracked

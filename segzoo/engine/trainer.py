@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from segzoo.engine.checkpoint import (
     periodic_name,
+    persistent_buffers,
     random_state,
     refuse_other_config,
     save_checkpoint,
@@ -241,6 +242,7 @@ class Trainer(TrainerBase):
                 self.ema.load_state_dict(checkpoint["ema"])
             elif self.ema is not None:  # newly asked for: it starts from the weights just restored
                 self.ema = ModelEma(self.model, self.ema.decay, self.ema.ramp)
+            self._restore_rank(checkpoint["ranks"])
         except (RuntimeError, KeyError, ValueError) as error:
             raise CheckpointError(f"the last checkpoint does not fit: {error}", "resume with its own config") from error
         self._evaluation.restore()
@@ -248,13 +250,14 @@ class Trainer(TrainerBase):
         self._saved_iteration = self.start_iter
         # Equal to the saved count unless --force changed the accumulation.
         self.num_micro_batches = self.start_iter * self._accumulate
-        ranks = checkpoint["ranks"]
+
+    def _restore_rank(self, ranks: list[dict[str, Any]]) -> None:
         if len(ranks) != comm.get_world_size():
             logger.warning("Saved by %d processes, resumed by %d: not exact", len(ranks), comm.get_world_size())
             return
         own = ranks[comm.get_rank()]
         self._random_state = own["random"]
-        for name, buffer in self.model.named_buffers():
+        for name, buffer in persistent_buffers(self.model).items():
             if name in own["buffers"]:
                 buffer.copy_(own["buffers"][name])
 
@@ -288,4 +291,4 @@ def _default_loader(cfg: CfgNode) -> LoaderFactory:
 
 
 def _buffers_on_cpu(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: buffer.detach().cpu() for name, buffer in model.named_buffers()}
+    return {name: buffer.detach().cpu() for name, buffer in persistent_buffers(model).items()}

@@ -332,3 +332,27 @@ def test_the_logged_rate_is_that_of_parameters_without_a_factor(data: list[str],
     train(data, tmp_path / "out", SOLVER__MAX_ITER=2, **factors)
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.json").read_text().splitlines()]
     assert [line["lr"] for line in lines] == [0.01, 0.01]
+
+
+def test_a_forced_resume_keeps_what_the_new_config_says_of_unsaved_buffers(data: list[str], tmp_path: Path) -> None:
+    first = train(data, tmp_path / "out", SOLVER__MAX_ITER=2)
+    path = tmp_path / "out" / "model_final.pth"
+    saved = read_checkpoint(str(path))
+    assert saved["ranks"][0]["buffers"].keys() == {name for name, _ in first.model.named_buffers()} - {"pixel_mean"}
+    # Checkpoints written before held all buffers, perhaps of a shape that the new config no longer has.
+    saved["ranks"][0]["buffers"]["pixel_mean"] = torch.zeros(2)
+    torch.save(saved, path)
+    changes = {"MODEL__PIXEL_MEAN": "[1.0, 2.0, 3.0]", "SOLVER__MAX_ITER": 4}
+    forced = make_trainer(data, tmp_path / "out", "--resume", "--force", **changes)
+    assert forced.model.pixel_mean.tolist() == [1.0, 2.0, 3.0]
+    assert torch.equal(forced.model.normalizer, first.model.normalizer)
+
+
+def test_a_ranks_buffers_that_do_not_fit_are_refused(data: list[str], tmp_path: Path) -> None:
+    train(data, tmp_path / "out", SOLVER__MAX_ITER=2)
+    path = tmp_path / "out" / "model_final.pth"
+    saved = read_checkpoint(str(path))
+    saved["ranks"][0]["buffers"]["normalizer"] = torch.zeros(2)
+    torch.save(saved, path)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        make_trainer(data, tmp_path / "out", "--resume", SOLVER__MAX_ITER=2)

@@ -42,6 +42,8 @@ class TinyNet(nn.Module):
         self.box_head = nn.Linear(8, 4)
         self.register_buffer("num_calls", torch.zeros((), dtype=torch.long))
         self.register_buffer("normalizer", torch.ones(()))
+        # As in every model: of the config, not learned.
+        self.register_buffer("pixel_mean", torch.tensor(cfg.MODEL.PIXEL_MEAN), persistent=False)
         self.is_stateful = True
 
     def forward(self, batched_inputs: list[dict]) -> object:

@@ -78,6 +78,8 @@ def test_build_darknet_freeze_at_from_scratch_is_ignored_with_a_warning(caplog: 
     [
         ({"BLOCKS_PER_STAGE": (1, 2, 8, 8)}, r"BLOCKS_PER_STAGE is \[1, 2, 8, 8\]"),
         ({"BLOCKS_PER_STAGE": (1, 2, 8, 8, -4)}, "five numbers"),
+        ({"BLOCKS_PER_STAGE": (True, 2, 8, 8, 4)}, "five numbers"),
+        ({"OUT_FEATURES": ["res2", "res2"]}, "each once"),
         ({"STEM_CHANNELS": 0}, "STEM_CHANNELS is 0"),
         ({"OUT_FEATURES": ["res2", "res6"]}, r"OUT_FEATURES is .*'res6'"),
         ({"OUT_FEATURES": []}, "OUT_FEATURES"),
@@ -88,6 +90,20 @@ def test_build_darknet_freeze_at_from_scratch_is_ignored_with_a_warning(caplog: 
 def test_build_darknet_impossible_config_raises_config_error(changes: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_backbone(darknet_cfg(**changes))
+
+
+@pytest.mark.parametrize("names", [[], ["res2", "res6"], ["stem"], ["res3", "res3"]])
+def test_darknet_refuses_features_that_it_has_not(names: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"out_features is .*\n.*res1, res2"):
+        Darknet(blocks_per_stage=(0,) * 5, stem_channels=1, out_features=names)
+
+
+def test_build_darknet_works_with_a_single_channel() -> None:
+    backbone = build_backbone(darknet_cfg(STEM_CHANNELS=1)).train()
+    features = backbone(torch.randn(2, 3, 64, 64))
+    assert [feature.shape[1] for feature in features.values()] == [2**index for index in range(2, 6)]
+    sum(feature.square().mean() for feature in features.values()).backward()
+    assert all(parameter.grad is not None for parameter in backbone.parameters())
 
 
 @pytest.mark.parametrize(

@@ -239,9 +239,39 @@ def test_darknet_files_of_another_size_are_refused(change: int, small_darknet: N
     assert f"{expected + change / 4:,.10g} values" in str(caught.value)
 
 
+@pytest.mark.parametrize("num_bytes", [0, 8, 14])
+@pytest.mark.parametrize(
+    ("name", "words"), [("yolov3.weights", []), ("darknet53.conv.74", []), ("theirs.bin", ["--format", "darknet"])]
+)
+def test_darknet_files_shorter_than_their_header_are_refused(
+    name: str, words: list[str], num_bytes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, output = tmp_path / name, tmp_path / "ours.pth"
+    path.write_bytes((struct.pack("<3i", 0, 2, 0) + bytes(2))[:num_bytes])
+    with pytest.raises(CheckpointError) as caught:
+        open_source(str(path), CONVERTERS, *words[1:])
+    expected = f"{path}: truncated, {num_bytes} bytes where the header has 20"
+    assert caught.value.message.startswith(expected)
+    assert main(["--input", str(path), "--output", str(output), *words]) == 2
+    assert expected in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_a_file_named_as_darknets_may_still_be_of_torch(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.weights"
+    torch.save({"state_dict": authors_names(Network(Darknet(**SMALL)).state_dict())}, path)
+    assert open_source(str(path), CONVERTERS)[0].name == "orienmask"
+    with pytest.raises(CheckpointError, match=r"none\.weights: does not exist"):
+        open_source(str(tmp_path / "none.weights"), CONVERTERS, "darknet")
+
+
 def test_read_header_refuses_what_is_no_darknet_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    for content, expected in ((b"", "no weights of Darknet"), (struct.pack("<3i", 0, 2, 0) + b"123", "15 bytes")):
+    for content, expected in (
+        (b"", "0 bytes where the header has 20"),
+        (b"not a version", "no weights of Darknet"),
+        (struct.pack("<3i", 0, 2, 0) + b"123", "15 bytes"),
+    ):
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=expected):
             read_header(str(path))

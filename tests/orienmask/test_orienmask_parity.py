@@ -35,7 +35,9 @@ GIVEN = RULE._replace(overlap_order="given")
 CPU = torch.device("cpu")
 
 
-def build(repository: Path) -> OrienMask:
+@pytest.fixture(scope="module")
+def model(repository: Path) -> OrienMask:
+    """The final model; its 63 million parameters are built once."""
     words = ["MODEL.DEVICE", "cpu", "MODEL.ORIENMASK.OVERLAP_ORDER", "given"]
     return OrienMask(merge_config(get_cfg(), str(repository / "configs/orienmask_D53.yaml"), words)).eval()
 
@@ -133,13 +135,12 @@ def test_orientation_targets_equal_the_authors(parity: ModuleType) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(parity: ModuleType, tmp_path_factory: pytest.TempPathFactory, repository: Path) -> OrienMask:
+def trained(parity: ModuleType, tmp_path_factory: pytest.TempPathFactory, model: OrienMask) -> OrienMask:
     """The authors' weights through the converter."""
     folder = tmp_path_factory.mktemp("orienmask")
     released, ours = folder / "orienmask_yolo.pth", folder / "orienmask.pth"
     torch.save({"state_dict": parity.state_dict("orienmask_fpnplus"), "config": {}}, released)
     assert convert_weights.main(["--input", str(released), "--output", str(ours)]) == 0
-    model = build(repository)
     load_weights(model, str(ours))
     return model
 
@@ -212,8 +213,8 @@ def check_detections(found: Any, masks: np.ndarray, expected: dict[str, Any], pa
 
 
 @pytest.mark.parametrize("image", [0, 1])
-def test_detections_from_the_stored_maps_equal_the_authors(parity: ModuleType, repository: Path, image: int) -> None:
-    model, maps = build(repository), stored_maps(parity)
+def test_detections_from_the_stored_maps_equal_the_authors(parity: ModuleType, model: OrienMask, image: int) -> None:
+    maps = stored_maps(parity)
     raw = flatten_predictions(maps.boxes, NUM_ANCHORS)[image]
     found = suppress(select_candidates(raw, places_of(maps), (SIDE, SIDE), model.decode_rule), model.decode_rule)
     size = {"input_size": (SIDE, SIDE), "output_size": (SIDE, SIDE)}
@@ -221,8 +222,8 @@ def test_detections_from_the_stored_maps_equal_the_authors(parity: ModuleType, r
     check_detections(found, np.asarray(masks), parity.load("orienmask_fpnplus_outputs")["detections"][image], parity)
 
 
-def test_inference_clips_boxes_after_the_masks_are_made(parity: ModuleType, repository: Path) -> None:
-    model, maps = build(repository), stored_maps(parity)
+def test_inference_clips_boxes_after_the_masks_are_made(parity: ModuleType, model: OrienMask) -> None:
+    maps = stored_maps(parity)
     inputs = [{"height": SIDE, "width": SIDE}] * 2
     results = model.inference(maps, places_of(maps), [(SIDE, SIDE)] * 2, inputs)
     for result, expected in zip(results, parity.load("orienmask_fpnplus_outputs")["detections"], strict=False):

@@ -81,6 +81,9 @@ class Darknet(Backbone):
         out_features: names of the features to give, in any order.
         freeze_at: everything up to res<freeze_at> gets no gradient and its norms stay in eval mode; 0 freezes nothing.
         in_channels: of the image.
+
+    Raises:
+        ConfigError: impossible `out_features`.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class Darknet(Backbone):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
+        _check_names("out_features", out_features)
         self.stem = build_conv_block(in_channels, stem_channels, 3, norm=norm)
         self._shapes: dict[str, ShapeSpec] = {}
         for index, (name, num_blocks) in enumerate(zip(STAGES, blocks_per_stage, strict=True)):
@@ -132,6 +136,11 @@ class Darknet(Backbone):
         return self
 
 
+def _check_names(key: str, names: Sequence[str]) -> None:
+    if not names or len(set(names)) != len(names) or not set(names) <= set(STAGES):
+        raise ConfigError(f"{key} is {list(names)}", f"name some of {STAGE_CHOICES}, each once")
+
+
 def check_darknet(cfg: CfgNode) -> None:
     """Checks MODEL.DARKNET, and MODEL.BACKBONE.FREEZE_AT for it.
 
@@ -139,16 +148,15 @@ def check_darknet(cfg: CfgNode) -> None:
         ConfigError: names the key, its value and what is allowed.
     """
     node, freeze_at = cfg.MODEL.DARKNET, cfg.MODEL.BACKBONE.FREEZE_AT
-    blocks, names = list(node.BLOCKS_PER_STAGE), list(node.OUT_FEATURES)
-    if len(blocks) != len(STAGES) or not all(isinstance(count, int) and count >= 0 for count in blocks):
+    blocks = list(node.BLOCKS_PER_STAGE)
+    if len(blocks) != len(STAGES) or not all(type(count) is int and count >= 0 for count in blocks):
         raise ConfigError(
             f"MODEL.DARKNET.BLOCKS_PER_STAGE is {blocks}",
             f"it must be five numbers from 0, for {STAGE_CHOICES}; Darknet-53 has (1, 2, 8, 8, 4)",
         )
     if node.STEM_CHANNELS < 1:
         raise ConfigError(f"MODEL.DARKNET.STEM_CHANNELS is {node.STEM_CHANNELS}", "it must be at least 1")
-    if not names or len(set(names)) != len(names) or not set(names) <= set(STAGES):
-        raise ConfigError(f"MODEL.DARKNET.OUT_FEATURES is {names}", f"name some of {STAGE_CHOICES}, each once")
+    _check_names("MODEL.DARKNET.OUT_FEATURES", node.OUT_FEATURES)
     if not 0 <= freeze_at <= len(STAGES):
         raise ConfigError(
             f"MODEL.BACKBONE.FREEZE_AT is {freeze_at}", f"0 freezes nothing, 1..{len(STAGES)} all up to that stage"
