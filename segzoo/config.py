@@ -160,6 +160,7 @@ def _add_backbone_keys(cfg: CfgNode) -> None:
     cfg.MODEL.TIMM.FREEZE_AT = 0
     _add_darknet_keys(cfg)
     _add_dla_keys(cfg)
+    _add_hourglass_keys(cfg)
 
 
 def _add_darknet_keys(cfg: CfgNode) -> None:
@@ -184,6 +185,18 @@ def _add_dla_keys(cfg: CfgNode) -> None:
     cfg.MODEL.DLA.DEFORMABLE = True
     # "BN", "FrozenBN" or "SyncBN" (over the ranks of a distributed run; as BN in a single process).
     cfg.MODEL.DLA.NORM = "BN"
+
+
+def _add_hourglass_keys(cfg: CfgNode) -> None:
+    cfg.MODEL.HOURGLASS = CfgNode()
+    # Hourglasses one after the other, each with a feature of stride 4, "stack0", "stack1" and so on.
+    cfg.MODEL.HOURGLASS.NUM_STACKS = 2
+    # Channels at strides 4, 8, 16 and so on down to an hourglass's middle; these are Hourglass-104's.
+    cfg.MODEL.HOURGLASS.CHANNELS = (256, 256, 384, 384, 384, 512)
+    # Residual blocks at each of these strides, on the way down, on the way up and beside them.
+    cfg.MODEL.HOURGLASS.BLOCKS = (2, 2, 2, 2, 2, 4)
+    # "BN", "FrozenBN" or "SyncBN" (over the ranks of a distributed run; as BN in a single process).
+    cfg.MODEL.HOURGLASS.NORM = "BN"
 
 
 def _add_engine_keys(cfg: CfgNode) -> None:

@@ -44,3 +44,14 @@ DLA_RULES = (
     Rule(rf"{_UP}\.(?P<layer>up_\d)\.weight", "backbone.{part}.{layer}.weight"),
     DROP_COUNTERS,
 )
+
+_SKIP_BLOCK = rf"(?:{_BLOCK}|skip\.{_SEQUENCE})"
+_HOURGLASS = (
+    rf"pre\.(?:0\.{_CONV_NORM}|1\.{_SKIP_BLOCK})",
+    rf"kps\.\d\.(?:low2\.)*(?:up1|low[123])\.\d\.{_SKIP_BLOCK}",
+    rf"cnvs\.\d\.{_CONV_NORM}",
+    rf"inters\.\d\.{_SKIP_BLOCK}",
+    rf"(?:inters|cnvs)_\.\d\.{_SEQUENCE}",
+)
+# Of CenterNet's Hourglass-104, into "backbone." of a model; `StackedHourglass` keeps the names.
+HOURGLASS_RULES = (*(Rule(rf"(?P<name>{part})", "backbone.{name}") for part in _HOURGLASS), DROP_COUNTERS)

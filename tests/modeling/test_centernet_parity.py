@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segzoo.engine.centernet_weights import DLA_RULES
-from segzoo.engine.renaming import Renamed, Rule, rename
+from segzoo.engine.centernet_weights import DLA_RULES, HOURGLASS_RULES
+from segzoo.engine.renaming import DROP_COUNTERS, Renamed, Rule, rename
 from segzoo.modeling.backbones.dla import Dla
+from segzoo.modeling.backbones.hourglass import StackedHourglass
 
 pytestmark = pytest.mark.reference
 # What a method's table adds.
@@ -58,10 +59,24 @@ def test_dla_34_gives_the_authors_features(parity: ModuleType) -> None:
     assert_close_to_authors(feature, outputs["feature"])
 
 
-def test_names_with_module_before_them_are_the_same(parity: ModuleType) -> None:
-    weights = parity.load("centernet_dla34_weights")["order"]
-    empty = torch.empty(0)
-    plain = rename(dict.fromkeys(weights, empty), DLA_RULES)
-    wrapped = rename({f"module.{name}": empty for name in weights}, DLA_RULES)
+def test_hourglass_104_gives_the_authors_features_of_both_stacks(parity: ModuleType) -> None:
+    weights, backbone = parity.state_dict("centernet_hourglass104"), StackedHourglass().eval()
+    renamed = load_backbone(backbone, weights, HOURGLASS_RULES)
+    assert list(renamed.dropped) == [DROP_COUNTERS.why]
+    outputs = parity.load("centernet_hourglass104_outputs")
+    with torch.no_grad():
+        features = backbone(outputs["image"][:1].float())
+    # Every second pixel is stored.
+    for feature, theirs in zip(features.values(), outputs["cnvs"], strict=True):
+        assert_close_to_authors(feature[..., ::2, ::2], theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "rules"), [("centernet_dla34", DLA_RULES), ("centernet_hourglass104", HOURGLASS_RULES)]
+)
+def test_names_with_module_before_them_are_the_same(name: str, rules: tuple[Rule, ...], parity: ModuleType) -> None:
+    names = parity.load(f"{name}_weights")["order"]
+    plain = rename(dict.fromkeys(names, torch.empty(0)), rules)
+    wrapped = rename({f"module.{name}": torch.empty(0) for name in names}, rules)
     assert list(wrapped.weights) == list(plain.weights)
     assert wrapped.unexpected == [f"module.{name}" for name in plain.unexpected]
