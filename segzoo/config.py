@@ -159,6 +159,8 @@ def _add_backbone_keys(cfg: CfgNode) -> None:
     # The stem and this many stages less one get no gradient, as in MODEL.BACKBONE.FREEZE_AT.
     cfg.MODEL.TIMM.FREEZE_AT = 0
     _add_darknet_keys(cfg)
+    _add_dla_keys(cfg)
+    _add_hourglass_keys(cfg)
 
 
 def _add_darknet_keys(cfg: CfgNode) -> None:
@@ -171,6 +173,30 @@ def _add_darknet_keys(cfg: CfgNode) -> None:
     cfg.MODEL.DARKNET.NORM = "BN"
     # Features to give, of res1..res5. MODEL.BACKBONE.FREEZE_AT i freezes all up to res<i>.
     cfg.MODEL.DARKNET.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+
+
+def _add_dla_keys(cfg: CfgNode) -> None:
+    cfg.MODEL.DLA = CfgNode()
+    # Depths of the trees of level2..level5 (strides 4..32), each of 2^depth residual blocks; these are DLA-34's.
+    cfg.MODEL.DLA.TREE_DEPTHS = (1, 2, 2, 1)
+    # Channels of level0..level5; the feature "p2" that build_dla_backbone gives has those of level2.
+    cfg.MODEL.DLA.CHANNELS = (16, 32, 64, 128, 256, 512)
+    # Whether the convolutions of the up-sampling are modulated deformable ones, or plain (faster on a CPU).
+    cfg.MODEL.DLA.DEFORMABLE = True
+    # "BN", "FrozenBN" or "SyncBN" (over the ranks of a distributed run; as BN in a single process).
+    cfg.MODEL.DLA.NORM = "BN"
+
+
+def _add_hourglass_keys(cfg: CfgNode) -> None:
+    cfg.MODEL.HOURGLASS = CfgNode()
+    # Hourglasses one after the other, each with a feature of stride 4, "stack0", "stack1" and so on.
+    cfg.MODEL.HOURGLASS.NUM_STACKS = 2
+    # Channels at strides 4, 8, 16 and so on down to an hourglass's middle; these are Hourglass-104's.
+    cfg.MODEL.HOURGLASS.CHANNELS = (256, 256, 384, 384, 384, 512)
+    # Residual blocks at each of these strides, on the way down, on the way up and beside them.
+    cfg.MODEL.HOURGLASS.BLOCKS = (2, 2, 2, 2, 2, 4)
+    # "BN", "FrozenBN" or "SyncBN" (over the ranks of a distributed run; as BN in a single process).
+    cfg.MODEL.HOURGLASS.NORM = "BN"
 
 
 def _add_engine_keys(cfg: CfgNode) -> None:
