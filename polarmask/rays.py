@@ -100,10 +100,16 @@ def cast_rays(
     Returns:
         (P, n) float32 distances in pixels, `NO_HIT_PX` for a ray that meets nothing.
     """
+    return cast_to_sides(outlines(runs, contacts), points_px, point_masks, num_rays, max_pairs=max_pairs)
+
+
+def cast_to_sides(
+    sides: Sides, points_px: Tensor, point_masks: Tensor, num_rays: int, *, max_pairs: int = MAX_PAIRS
+) -> Tensor:
+    """`cast_rays` to the outlines of the masks."""
     distances = points_px.new_full((len(points_px), num_rays), NO_HIT_PX, dtype=torch.float32)
-    if len(runs.row) == 0 or len(points_px) == 0:
+    if len(sides.mask) == 0 or len(points_px) == 0:
         return distances
-    sides = outlines(runs, contacts)
     first, count = _sides_beyond(sides, points_px, point_masks)
     lines, points_px = _seen_along_rays(sides), points_px.float()
     for block in bounded_blocks(count.sum(dim=0), max_pairs):

@@ -1,0 +1,103 @@
+"""Masks on a CPU, each cut to its own pixels: the counterpart of runs.py there.
+
+A device wants all masks in one call. On a CPU a call of torch costs more than the work on one small mask, so that numpy
+and OpenCV on one window after the other are several times faster.
+
+Shape shorthand: M masks, H, W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+WORD = torch.int64.itemsize
+
+
+class Window(NamedTuple):
+    """A rectangle of one mask.
+
+    mask: index of the mask. left, top: column and row of the first pixel. pixels: (h, w) uint8, 0 or 1.
+    """
+
+    mask: int
+    left: int
+    top: int
+    pixels: np.ndarray
+
+
+def tight_windows(masks: Tensor) -> Iterator[Window]:
+    """The masks that have a pixel, in their order, cut to their bounding boxes (views).
+
+    Args:
+        masks: (M, H, W) bool on the CPU.
+    """
+    if 0 in masks.shape:
+        return
+    pixels = masks.numpy().view(np.uint8)
+    for index, (mask, is_row) in enumerate(zip(pixels, _rows_with_pixels(masks), strict=True)):
+        rows = is_row.nonzero()[0]
+        if len(rows) == 0:
+            continue
+        top = int(rows[0])
+        band = mask[top : int(rows[-1]) + 1]
+        left, _, width, _ = cv2.boundingRect(band)
+        yield Window(index, left, top, band[:, left : left + width])
+
+
+def _rows_with_pixels(masks: Tensor) -> np.ndarray:
+    """(M, H) bool; the only pass over all pixels, eight at a time where the rows allow it."""
+    is_in_words = masks.is_contiguous() and masks.shape[2] % WORD == 0 and masks.storage_offset() % WORD == 0
+    if is_in_words:
+        # Pixels are bytes of 0 and 1, so that only a clear row adds up to 0.
+        return masks.view(torch.int64).sum(dim=2).numpy().astype(bool)
+    return masks.numpy().any(axis=2)
+
+
+class Part(NamedTuple):
+    """Pixels of one mask in a frame of clear ones.
+
+    mask: index of the mask. left, top: column and row of the frame's first pixel (-1 at the image's border).
+    frame: (h + 2, w + 2) uint8, 0 or 1. border: (S, 2) int32 column and row in the frame of every pixel that has one
+    of its four neighbours outside, in any order, perhaps more than once.
+    """
+
+    mask: int
+    left: int
+    top: int
+    frame: np.ndarray
+    border: np.ndarray
+
+
+def largest_part(window: Window) -> Part:
+    """The part of a mask that encloses the most pixels (the first such part on ties), its holes filled.
+
+    Parts are 8-connected; see `segzoo.geometry.components.largest_parts`, which does the same for all masks at once.
+    """
+    contours, _ = cv2.findContours(window.pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    # OpenCV lists contours from the last to the first; a contour begins with its first pixel.
+    parts = [_fill(contour, window) for contour in sorted(contours, key=lambda contour: contour[0, 0, ::-1].tolist())]
+    return parts[0] if len(parts) == 1 else max(parts, key=lambda part: np.count_nonzero(part.frame))
+
+
+def _fill(contour: np.ndarray, window: Window) -> Part:
+    left, top, width, height = cv2.boundingRect(contour)
+    frame = np.zeros((height + 2, width + 2), np.uint8)
+    cv2.drawContours(frame, [contour], -1, 1, cv2.FILLED, offset=(1 - left, 1 - top))
+    return Part(
+        window.mask, window.left + left - 1, window.top + top - 1, frame, contour[:, 0] + (1 - left, 1 - top)
+    )
+
+
+def whole_part(window: Window) -> Part:
+    """All pixels of a mask, as they are."""
+    contours, _ = cv2.findContours(window.pixels, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    height, width = window.pixels.shape
+    frame = np.zeros((height + 2, width + 2), np.uint8)
+    frame[1:-1, 1:-1] = window.pixels
+    return Part(window.mask, window.left - 1, window.top - 1, frame, np.concatenate(contours)[:, 0] + 1)
