@@ -17,22 +17,23 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import cv2
-import numpy as np
 import torch
 from torch import Tensor
 
 from polarmask.rays import MAX_PAIRS, NO_HIT_PX
+from polarmask.walk import (
+    DEGREE_OFFSETS,
+    NUM_DEGREES,
+    NUM_MISSES,
+    WalkedContours,
+    largest_contour,
+    walk_contours,
+    walked_center,
+    walked_rays,
+)
 from segzoo.geometry.components import filled_parts, largest_labels
 from segzoo.geometry.outlines import Pixels, boundary_pixels
 from segzoo.geometry.runs import Contacts, Runs, bounded_blocks, expand_ranges, find_runs, join_runs, paint_runs
-from segzoo.geometry.windows import tight_windows
-
-# A ray without a point at its own degree looks at these neighbours, in this order; angles do not wrap around.
-DEGREE_OFFSETS = (0, 1, -1, 2, -2, 3, -3)
-NUM_MISSES = max(DEGREE_OFFSETS)
-# Whole degrees 0 .. 360: an angle just below 0 becomes 360 in fp32, where no ray looks.
-NUM_DEGREES = 361
 
 
 class OfficialContours(NamedTuple):
@@ -45,38 +46,19 @@ class OfficialContours(NamedTuple):
     pixels: Pixels
 
 
-def find_contours(masks: Sequence[Tensor]) -> OfficialContours:
+def find_contours(masks: Sequence[Tensor]) -> OfficialContours | WalkedContours:
     """The contours that the authors' program takes rays to, and their truncated centroids.
 
     Args:
-        masks: (Mi, H, W) bool of every image (at least one).
+        masks: (Mi, H, W) bool of every image (at least one), all on one device.
     """
-    if masks[0].device.type == "cpu":
-        return walk_contours(masks)
+    return walk_contours(masks) if masks[0].device.type == "cpu" else run_contours(masks)
+
+
+def run_contours(masks: Sequence[Tensor]) -> OfficialContours:
+    """`find_contours` on any device, all masks at once."""
     counts = [len(of_image) for of_image in masks]
     return official_contours(join_runs([find_runs(of_image) for of_image in masks], counts), sum(counts))
-
-
-def walk_contours(masks: Sequence[Tensor]) -> OfficialContours:
-    """`official_contours` of masks on the CPU, where one walk after the other is the faster way.
-
-    Args:
-        masks: (Mi, H, W) bool of every image.
-    """
-    num_masks = sum(map(len, masks))
-    centers, num_points = np.zeros((num_masks, 2), np.float32), np.zeros((2, num_masks), np.int64)
-    points, start = [np.zeros((0, 2), np.int64)], 0
-    for of_image in masks:
-        for index, left, top, pixels in tight_windows(of_image):
-            points.append(_largest_contour(pixels.astype(np.uint8)) + (left, top))
-            centers[start + index] = walked_center(points[-1].astype(np.float64))
-            num_points[0, start + index] = len(points[-1])
-        start += len(of_image)
-    # All points are in the first of the two lists.
-    first = num_points.cumsum(axis=1) - num_points
-    owners = np.repeat(np.arange(num_masks), num_points[0])
-    pixels = Pixels(*map(torch.from_numpy, (owners, np.concatenate(points), first, num_points)))
-    return OfficialContours(torch.from_numpy(centers), pixels)
 
 
 def official_contours(runs: Runs, num_masks: int) -> OfficialContours:
@@ -102,7 +84,9 @@ def official_contours(runs: Runs, num_masks: int) -> OfficialContours:
     return OfficialContours(centers.float(), pixels)
 
 
-def degree_bin_rays(contours: OfficialContours, points_px: Tensor, point_masks: Tensor, num_rays: int) -> Tensor:
+def degree_bin_rays(
+    contours: OfficialContours | WalkedContours, points_px: Tensor, point_masks: Tensor, num_rays: int
+) -> Tensor:
     """The farthest contour point in the whole degree of every ray, else in a neighbouring one (SPEC of that program).
 
     Args:
@@ -114,6 +98,8 @@ def degree_bin_rays(contours: OfficialContours, points_px: Tensor, point_masks: 
     Returns:
         (P, n) float32 px; `NO_HIT_PX` where no degree within 3 holds a point, 0 where only the point itself lies.
     """
+    if isinstance(contours, WalkedContours):
+        return walked_rays(contours, points_px, point_masks, num_rays)
     pixels = contours.pixels
     num_points, device = len(points_px), points_px.device
     first, count = (ranges.index_select(1, point_masks) for ranges in (pixels.first, pixels.num_pixels))
@@ -128,8 +114,7 @@ def degree_bin_rays(contours: OfficialContours, points_px: Tensor, point_masks: 
             for column, own in zip(columns, points_px[block].unbind(dim=1), strict=True)
         )
         degrees = torch.atan2(x, y).mul_(180).div_(math.pi)
-        # A product: torch.where is slow on a CPU where its condition changes often.
-        degrees = degrees.add_((degrees < 0).to(degrees.dtype).mul_(360)).long()
+        degrees = torch.where(degrees < 0, degrees + 360, degrees).long()
         slot = degrees.mul_(num_points).add_(torch.cat((slots[block], slots[block])).index_select(0, viewer))
         farthest.view(-1).scatter_reduce_(0, slot, x.square_().add_(y.square_()), "amax")
     squares = farthest.new_full((num_rays, num_points), -1.0)
@@ -180,34 +165,8 @@ def _walk(runs: Runs) -> tuple[tuple[int, int], tuple[int, int]]:
     part = Runs(torch.zeros_like(runs.mask), runs.row - top, runs.x0 - left, runs.x1 - left)
     size = (1, int(part.row.max()) + 1, int(part.x1.max()))
     mask = paint_runs(part, size)[0].byte().cpu().numpy()
-    contour = _largest_contour(mask) + (left, top)
-    return walked_center(contour.astype(np.float64)), (int(contour[0, 0]), int(contour[0, 1]))
-
-
-def _largest_contour(mask: np.ndarray) -> np.ndarray:
-    """(S, 2) int32 x and y of the contour of the largest area of one mask (uint8), in the order of the walk."""
-    contours, _ = cv2.findContours(mask, cv2.RETR_TREE, cv2.CHAIN_APPROX_NONE)
-    return max(contours, key=cv2.contourArea)[:, 0] if len(contours) > 1 else contours[0][:, 0]
-
-
-def walked_center(contour_px: np.ndarray) -> tuple[int, int]:
-    """The truncated centroid of a polygon, or where it has no area the truncated mean of its points.
-
-    Sums run in double precision along the contour, from its closing edge on, as in the authors' program: where the
-    centroid is a whole number, their rounding errors decide on the pixel.
-
-    Args:
-        contour_px: (S, 2) x and y.
-    """
-    previous = np.concatenate((contour_px[-1:], contour_px[:-1]))
-    cross = (contour_px[:, 0] * previous[:, 1] - contour_px[:, 1] * previous[:, 0]) / 2
-    # cumsum adds one by one; sum would add in pairs.
-    area = cross.cumsum()[-1]
-    if area == 0:
-        mean = contour_px.mean(axis=0)
-        return int(mean[0]), int(mean[1])
-    weighted = (cross[:, None] * (contour_px + previous) / 3).cumsum(axis=0)[-1] / area
-    return int(weighted[0]), int(weighted[1])
+    contour = largest_contour(mask, (left, top))
+    return walked_center(contour.astype(float)), (int(contour[0, 0]), int(contour[0, 1]))
 
 
 def _run_of(runs: Runs, mask: int, x_y: tuple[int, int]) -> Tensor:

@@ -5,7 +5,6 @@ Shape shorthand: M masks, H, W.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from segzoo.geometry.components import largest_parts
 from segzoo.geometry.outlines import BOTTOM, LEFT, RIGHT, TOP, Sides, outlines, part_outlines
 from segzoo.geometry.runs import find_runs, join_runs
-from segzoo.geometry.windows import Window, largest_part, tight_windows, whole_part
+from segzoo.geometry.windows import batch_windows, largest_part, whole_part
 
 
 class Shapes(NamedTuple):
@@ -55,16 +54,6 @@ def window_shapes(masks: Sequence[Tensor], parts: str) -> Shapes:
     sides = part_outlines(largest)
     centers = _mass_centers(sides, sum(map(len, masks)))
     return Shapes(centers, part_outlines([whole_part(window) for window in windows]) if parts == "all" else sides)
-
-
-def batch_windows(masks: Sequence[Tensor]) -> list[Window]:
-    """The windows of all images' masks, numbered through the batch."""
-    starts = itertools.accumulate(map(len, masks), initial=0)
-    return [
-        window._replace(mask=start + window.mask)
-        for start, of_image in zip(starts, masks)
-        for window in tight_windows(of_image)
-    ]
 
 
 def _mass_centers(sides: Sides, num_masks: int) -> Tensor:

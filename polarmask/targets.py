@@ -91,10 +91,11 @@ def _assign(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(P,) positives and (P,) the ground truth of each in the batch, and the batch's (M, 4) boxes."""
     boxes = torch.cat([instances.gt_boxes.tensor for instances in gt_instances])
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
     if rule.center == "box":
         centers_px = (boxes[:, :2] + boxes[:, 2:]) / 2
+    areas = None
     if rule.is_official:
+        areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
         boxes = boxes - boxes.new_tensor([0, 0, 1, 1])
     counts = [len(instances) for instances in gt_instances]
     positives, owners = assign_positives(
@@ -106,10 +107,11 @@ def _assign(
         center_radius=rule.center_radius,
         gt_areas=areas,
     )
-    if rule.is_official and len(positives):
+    if rule.is_official and len(centers_px) and float(centers_px[:, 0].amin()) == 0:
         # In that program a first object with its centre in column 0 leaves the whole image without a positive.
+        is_at_border = centers_px[:, 0] == 0
         first = np.cumsum([0, *counts[:-1]])[np.repeat(np.arange(len(counts)), counts)]
-        is_free = (centers_px[:, 0] != 0).index_select(0, torch.from_numpy(first).to(boxes.device))
-        kept = is_free.index_select(0, owners).nonzero().squeeze(1)
+        is_blocked = is_at_border.index_select(0, torch.from_numpy(first).to(boxes.device))
+        kept = (~is_blocked).index_select(0, owners).nonzero().squeeze(1)
         positives, owners = positives.index_select(0, kept), owners.index_select(0, kept)
     return positives, owners, boxes

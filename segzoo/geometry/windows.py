@@ -8,7 +8,8 @@ Shape shorthand: M masks, H, W.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -39,15 +40,14 @@ def tight_windows(masks: Tensor) -> Iterator[Window]:
     """
     if 0 in masks.shape:
         return
-    pixels = masks.numpy().view(np.uint8)
-    for index, (mask, is_row) in enumerate(zip(pixels, _rows_with_pixels(masks), strict=True)):
-        rows = is_row.nonzero()[0]
-        if len(rows) == 0:
-            continue
-        top = int(rows[0])
-        band = mask[top : int(rows[-1]) + 1]
-        left, _, width, _ = cv2.boundingRect(band)
-        yield Window(index, left, top, band[:, left : left + width])
+    pixels = masks.numpy()
+    is_row = _rows_with_pixels(masks)
+    tops, bottoms, is_filled = is_row.argmax(axis=1), is_row[:, ::-1].argmax(axis=1), is_row.any(axis=1)
+    for index in is_filled.nonzero()[0].tolist():
+        band = pixels[index, tops[index] : pixels.shape[1] - bottoms[index]]
+        is_column = band.any(axis=0)
+        left, right = int(is_column.argmax()), len(is_column) - int(is_column[::-1].argmax())
+        yield Window(index, left, int(tops[index]), band[:, left:right].view(np.uint8))
 
 
 def _rows_with_pixels(masks: Tensor) -> np.ndarray:
@@ -57,6 +57,16 @@ def _rows_with_pixels(masks: Tensor) -> np.ndarray:
         # Pixels are bytes of 0 and 1, so that only a clear row adds up to 0.
         return masks.view(torch.int64).sum(dim=2).numpy().astype(bool)
     return masks.numpy().any(axis=2)
+
+
+def batch_windows(masks: Sequence[Tensor]) -> list[Window]:
+    """`tight_windows` of all images' masks, (Mi, H, W) each, numbered through the batch."""
+    starts = itertools.accumulate(map(len, masks), initial=0)
+    return [
+        window._replace(mask=start + window.mask)
+        for start, of_image in zip(starts, masks)
+        for window in tight_windows(of_image)
+    ]
 
 
 class Part(NamedTuple):
@@ -79,25 +89,31 @@ def largest_part(window: Window) -> Part:
 
     Parts are 8-connected; see `segzoo.geometry.components.largest_parts`, which does the same for all masks at once.
     """
+    contours, _ = cv2.findContours(window.pixels, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    if len(contours) == 1:
+        return _frame(window, contours[0])
     contours, _ = cv2.findContours(window.pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     # OpenCV lists contours from the last to the first; a contour begins with its first pixel.
-    parts = [_fill(contour, window) for contour in sorted(contours, key=lambda contour: contour[0, 0, ::-1].tolist())]
-    return parts[0] if len(parts) == 1 else max(parts, key=lambda part: np.count_nonzero(part.frame))
-
-
-def _fill(contour: np.ndarray, window: Window) -> Part:
-    left, top, width, height = cv2.boundingRect(contour)
-    frame = np.zeros((height + 2, width + 2), np.uint8)
-    cv2.drawContours(frame, [contour], -1, 1, cv2.FILLED, offset=(1 - left, 1 - top))
-    return Part(
-        window.mask, window.left + left - 1, window.top + top - 1, frame, contour[:, 0] + (1 - left, 1 - top)
-    )
+    parts = [_fill(window, contour) for contour in sorted(contours, key=lambda contour: contour[0, 0, ::-1].tolist())]
+    return max(parts, key=lambda part: np.count_nonzero(part.frame))
 
 
 def whole_part(window: Window) -> Part:
     """All pixels of a mask, as they are."""
     contours, _ = cv2.findContours(window.pixels, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    return _frame(window, np.concatenate(contours))
+
+
+def _frame(window: Window, border: np.ndarray) -> Part:
     height, width = window.pixels.shape
     frame = np.zeros((height + 2, width + 2), np.uint8)
     frame[1:-1, 1:-1] = window.pixels
-    return Part(window.mask, window.left - 1, window.top - 1, frame, np.concatenate(contours)[:, 0] + 1)
+    return Part(window.mask, window.left - 1, window.top - 1, frame, border[:, 0] + 1)
+
+
+def _fill(window: Window, contour: np.ndarray) -> Part:
+    left, top, width, height = cv2.boundingRect(contour)
+    frame = np.zeros((height + 2, width + 2), np.uint8)
+    cv2.drawContours(frame, [contour], -1, 1, cv2.FILLED, offset=(1 - left, 1 - top))
+    border = contour[:, 0] + (1 - left, 1 - top)
+    return Part(window.mask, window.left + left - 1, window.top + top - 1, frame, border)

@@ -15,6 +15,8 @@ from segzoo.geometry.masks import mask_boxes
 from segzoo.geometry.runs import find_runs
 from segzoo.modeling.fcos.locations import Locations, compute_locations
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 NUM_CLASSES, SIZES, RADIUS = 5, [16, 32, 64], 1.5
 CPU = torch.device("cpu")
 

@@ -166,14 +166,13 @@ def assign_positives(
         return places, matched.index_select(0, places)
     if gt_centers is None:
         gt_centers = (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2
-    if gt_areas is None:
-        gt_areas = (gt_boxes[:, 2:] - gt_boxes[:, :2]).prod(dim=1)
-    columns = torch.cat((gt_boxes, gt_centers, gt_areas[:, None]), dim=1)
-    columns = columns.to(locations.points_px.dtype).cpu().numpy()
+    given = (gt_boxes, gt_centers) if gt_areas is None else (gt_boxes, gt_centers, gt_areas[:, None])
+    columns = torch.cat(given, dim=1).to(locations.points_px.dtype).cpu().numpy()
+    areas = (columns[:, 2] - columns[:, 0]) * (columns[:, 3] - columns[:, 1]) if gt_areas is None else columns[:, 6]
     gt, location = _positive_cells(locations, sizes_of_interest, columns[:, :4], columns[:, 4:6], center_radius)
     place = np.repeat(np.arange(len(num_gts)), num_gts)[gt] * len(locations.points_px) + location
     # Of several ground truths a location takes the first one in this order: by size, of equally small ones by index.
-    order = np.lexsort((gt, columns[gt, 6], place))
+    order = np.lexsort((gt, areas[gt], place))
     place, gt = place[order], gt[order]
     is_first = np.ones(len(place), bool)
     np.not_equal(place[1:], place[:-1], out=is_first[1:])
