@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from segzoo.geometry.components import largest_parts
-from segzoo.geometry.outlines import BOTTOM, LEFT, RIGHT, TOP, Sides, outlines, part_outlines
+from segzoo.geometry.outlines import BOTTOM, LEFT, RIGHT, TOP, Sides, outlines
+from segzoo.geometry.part_outlines import part_outlines
 from segzoo.geometry.runs import find_runs, join_runs
 from segzoo.geometry.windows import batch_windows, largest_part, whole_part
 

@@ -5,15 +5,12 @@ Shape shorthand: M masks, T runs, S sides or pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from segzoo.geometry.runs import Contacts, Runs, expand, touching_runs
-from segzoo.geometry.windows import Part
 
 # Where the outside lies, seen from a side: the values of `Sides.facing`.
 LEFT, RIGHT, TOP, BOTTOM = range(4)
@@ -73,38 +70,6 @@ def outlines(runs: Runs, contacts: Contacts | None = None) -> Sides:
     """
     vertical, horizontal = _vertical_sides(runs), _horizontal_sides(runs, contacts)
     return Sides(*(torch.cat(columns) for columns in zip(vertical, horizontal, strict=True)))
-
-
-def part_outlines(parts: Sequence[Part]) -> Sides:
-    """`outlines` of masks on the CPU, given as one part each in the order of the masks."""
-    if not parts:
-        return Sides(*torch.zeros((5, 0), dtype=torch.int64))
-    part = np.repeat(np.arange(len(parts)), [len(part.border) for part in parts])
-    mask, left, top = np.array([part[:3] for part in parts]).T
-    x, y = np.concatenate([part.border for part in parts]).T.astype(np.int64)
-    size, width = (np.array(column) for column in zip(*((part.frame.size, part.frame.shape[1]) for part in parts)))
-    pixels = np.concatenate([part.frame.ravel() for part in parts])
-    step_down = width[part]
-    place = (size.cumsum() - size)[part] + y * step_down + x
-    x, y = x + left[part], y + top[part]
-    # A unit side a key, so that those next to each other on one line of one mask and facing differ by 1.
-    num_lines = int(max(x.max(), y.max())) + 3
-    line = (mask[part] * num_lines, num_lines * num_lines * (int(mask[-1]) + 1))
-    keys = []
-    for facing, (step, level, along) in enumerate(
-        ((-1, x, y), (1, x + 1, y), (-step_down, y, x), (step_down, y + 1, x))
-    ):
-        is_side = pixels[place + step] == 0
-        keys.append(((line[0] + level) * num_lines + along)[is_side] + facing * line[1])
-    key = np.sort(np.concatenate(keys))
-    is_start = np.ones(len(key) + 1, bool)
-    np.greater(key[1:], key[:-1] + 1, out=is_start[1:-1])
-    bounds = is_start.nonzero()[0]
-    begin, end = key[bounds[:-1]], key[bounds[1:] - 1]
-    rest, start = np.divmod(begin, num_lines)
-    rest, level = np.divmod(rest, num_lines)
-    facing, owner = np.divmod(rest, int(mask[-1]) + 1)
-    return Sides(*map(torch.from_numpy, (facing, owner, level, start, start + (end - begin) + 1)))
 
 
 def _vertical_sides(runs: Runs) -> Sides:

@@ -42,10 +42,10 @@ def tight_windows(masks: Tensor) -> Iterator[Window]:
         return
     pixels = masks.numpy()
     is_row = _rows_with_pixels(masks)
-    tops, bottoms, is_filled = is_row.argmax(axis=1), is_row[:, ::-1].argmax(axis=1), is_row.any(axis=1)
-    for index in is_filled.nonzero()[0].tolist():
+    tops, bottoms = is_row.argmax(axis=1), is_row[:, ::-1].argmax(axis=1)
+    for index in np.flatnonzero(np.logical_or.reduce(is_row, axis=1)).tolist():
         band = pixels[index, tops[index] : pixels.shape[1] - bottoms[index]]
-        is_column = band.any(axis=0)
+        is_column = np.logical_or.reduce(band, axis=0)
         left, right = int(is_column.argmax()), len(is_column) - int(is_column[::-1].argmax())
         yield Window(index, left, int(tops[index]), band[:, left:right].view(np.uint8))
 
@@ -56,7 +56,7 @@ def _rows_with_pixels(masks: Tensor) -> np.ndarray:
     if is_in_words:
         # Pixels are bytes of 0 and 1, so that only a clear row adds up to 0.
         return masks.view(torch.int64).sum(dim=2).numpy().astype(bool)
-    return masks.numpy().any(axis=2)
+    return np.logical_or.reduce(masks.numpy(), axis=2)
 
 
 def batch_windows(masks: Sequence[Tensor]) -> list[Window]:
