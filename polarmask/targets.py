@@ -16,8 +16,11 @@ from torch import Tensor
 from polarmask.official import degree_bin_rays, find_contours
 from polarmask.rays import NO_HIT_PX, cast_to_sides
 from polarmask.shapes import find_shapes
-from segzoo.modeling.fcos.assign import assign_positives, box_distances
+from segzoo.modeling.fcos.assign import assign_batch, box_distances, positives_around_centers
 from segzoo.modeling.fcos.locations import Locations
+
+# From where a box ends to the corner of its last pixel, as the authors' program counts.
+LAST_PIXEL = np.array([0, 0, 1, 1], np.float32)
 
 
 class TargetRule(NamedTuple):
@@ -90,28 +93,32 @@ def _assign(
     locations: Locations, gt_instances: Sequence[Instances], centers_px: Tensor, rule: TargetRule
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(P,) positives and (P,) the ground truth of each in the batch, and the batch's (M, 4) boxes."""
-    boxes = torch.cat([instances.gt_boxes.tensor for instances in gt_instances])
-    if rule.center == "box":
-        centers_px = (boxes[:, :2] + boxes[:, 2:]) / 2
-    areas = None
-    if rule.is_official:
-        areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-        boxes = boxes - boxes.new_tensor([0, 0, 1, 1])
     counts = [len(instances) for instances in gt_instances]
-    positives, owners = assign_positives(
-        locations,
-        rule.sizes_of_interest,
-        boxes,
-        counts,
-        gt_centers=centers_px,
-        center_radius=rule.center_radius,
-        gt_areas=areas,
-    )
-    if rule.is_official and len(centers_px) and float(centers_px[:, 0].amin()) == 0:
+    boxes = torch.cat([instances.gt_boxes.tensor for instances in gt_instances])
+    corners, centers = boxes.cpu().numpy(), centers_px.cpu().numpy()
+    areas = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
+    if rule.center == "box":
+        centers = (corners[:, :2] + corners[:, 2:]) / 2
+    if rule.is_official:
+        corners = corners - LAST_PIXEL
+        boxes = torch.from_numpy(corners).to(boxes.device)
+    if rule.center_radius > 0:
+        found = positives_around_centers(
+            locations,
+            rule.sizes_of_interest,
+            corners,
+            counts,
+            centers=centers,
+            radius=rule.center_radius,
+            areas=areas,
+        )
+    else:
+        gt_areas = torch.from_numpy(areas).to(boxes.device)
+        matched = assign_batch(locations, rule.sizes_of_interest, boxes, counts, gt_areas=gt_areas).cpu().numpy()
+        found = np.stack((np.flatnonzero(matched >= 0), matched[matched >= 0]))
+    if rule.is_official:
         # In that program a first object with its centre in column 0 leaves the whole image without a positive.
-        is_at_border = centers_px[:, 0] == 0
         first = np.cumsum([0, *counts[:-1]])[np.repeat(np.arange(len(counts)), counts)]
-        is_blocked = is_at_border.index_select(0, torch.from_numpy(first).to(boxes.device))
-        kept = (~is_blocked).index_select(0, owners).nonzero().squeeze(1)
-        positives, owners = positives.index_select(0, kept), owners.index_select(0, kept)
+        found = found[:, (centers[first, 0] != 0)[found[1]]]
+    positives, owners = torch.from_numpy(found).to(boxes.device)
     return positives, owners, boxes

@@ -116,20 +116,19 @@ def assign_batch(
     Returns:
         (N * R,) int64 index of the ground truth among all M, -1 for background.
     """
-    if center_radius > 0:
-        places, owners = assign_positives(
-            locations,
-            sizes_of_interest,
-            gt_boxes,
-            num_gts,
-            gt_centers=gt_centers,
-            center_radius=center_radius,
-            gt_areas=gt_areas,
-        )
-        matched = owners.new_full((len(num_gts) * len(locations.points_px),), -1)
-        return matched.index_copy_(0, places, owners)
+    if gt_centers is None:
+        gt_centers = (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2
     if gt_areas is None:
         gt_areas = (gt_boxes[:, 2:] - gt_boxes[:, :2]).prod(dim=1)
+    if center_radius > 0:
+        columns = torch.cat((gt_boxes, gt_centers, gt_areas[:, None]), dim=1)
+        boxes, centers, areas = np.split(columns.to(locations.points_px.dtype).cpu().numpy(), [4, 6], axis=1)
+        found = positives_around_centers(
+            locations, sizes_of_interest, boxes, num_gts, centers=centers, radius=center_radius, areas=areas[:, 0]
+        )
+        places, owners = torch.from_numpy(found).to(gt_boxes.device)
+        matched = owners.new_full((len(num_gts) * len(locations.points_px),), -1)
+        return matched.index_copy_(0, places, owners)
     per_image, start = [], 0
     for count in num_gts:
         own = slice(start, start + count)
@@ -139,45 +138,38 @@ def assign_batch(
     return torch.cat(per_image)
 
 
-def assign_positives(
+def positives_around_centers(
     locations: Locations,
     sizes_of_interest: Sequence[float],
-    gt_boxes: Tensor,
+    boxes: np.ndarray,
     num_gts: Sequence[int],
     *,
-    gt_centers: Tensor | None = None,
-    center_radius: float = 0.0,
-    gt_areas: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`assign_batch`, as the positives alone.
+    centers: np.ndarray,
+    radius: float,
+    areas: np.ndarray,
+) -> np.ndarray:
+    """`assign_batch` for sampling around centres, as the positives alone.
 
-    A square of half side r strides covers at most 2 r + 1 cells of a row of a level. Where only squares around centres
-    are sampled nothing else is looked at: the cost grows with the ground truths and not with the locations. Of these
-    few candidates numpy makes the positives on the host, whatever the device, in less time than the calls on a device
-    would take to start.
+    A square of half side r strides covers at most 2 r + 1 cells of a row of a level. Only these are looked at: the cost
+    grows with the ground truths and not with the locations. They are so few that numpy makes the positives on the host,
+    whatever the device, in less time than the calls on a device would take to start.
+
+    Args:
+        locations, sizes_of_interest, num_gts: see `assign_batch`.
+        boxes, centers, areas: float32 (M, 4), (M, 2) and (M,) of all images.
+        radius: in strides, > 0.
 
     Returns:
-        (P,) int64 places of the positives among the N * R locations, ascending, and (P,) int64 their ground truths
-        among all M.
+        (2, P) int64: places of the positives among the N * R locations, ascending, and their ground truths among all M.
     """
-    if center_radius <= 0:
-        matched = assign_batch(locations, sizes_of_interest, gt_boxes, num_gts, gt_areas=gt_areas)
-        places = (matched >= 0).nonzero().squeeze(1)
-        return places, matched.index_select(0, places)
-    if gt_centers is None:
-        gt_centers = (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2
-    given = (gt_boxes, gt_centers) if gt_areas is None else (gt_boxes, gt_centers, gt_areas[:, None])
-    columns = torch.cat(given, dim=1).to(locations.points_px.dtype).cpu().numpy()
-    areas = (columns[:, 2] - columns[:, 0]) * (columns[:, 3] - columns[:, 1]) if gt_areas is None else columns[:, 6]
-    gt, location = _positive_cells(locations, sizes_of_interest, columns[:, :4], columns[:, 4:6], center_radius)
+    gt, location = _positive_cells(locations, sizes_of_interest, boxes, centers, radius)
     place = np.repeat(np.arange(len(num_gts)), num_gts)[gt] * len(locations.points_px) + location
     # Of several ground truths a location takes the first one in this order: by size, of equally small ones by index.
     order = np.lexsort((gt, areas[gt], place))
-    place, gt = place[order], gt[order]
+    found = np.stack((place[order], gt[order]))
     is_first = np.ones(len(place), bool)
-    np.not_equal(place[1:], place[:-1], out=is_first[1:])
-    places, owners = torch.from_numpy(np.stack((place[is_first], gt[is_first]))).to(gt_boxes.device)
-    return places, owners
+    np.not_equal(found[0, 1:], found[0, :-1], out=is_first[1:])
+    return found[:, is_first]
 
 
 def _positive_cells(
