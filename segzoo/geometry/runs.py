@@ -13,7 +13,6 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -175,13 +174,6 @@ def expand_ranges(first: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     owner = torch.repeat_interleave(counts)
     shift = (first - counts.cumsum(0) + counts).index_select(0, owner)
     return owner, torch.arange(len(owner), device=counts.device) + shift
-
-
-def nonzero(values: Tensor) -> Tensor:
-    """(Q,) int64 indices of the entries of (T,) values that are not 0; on a CPU numpy finds them five times faster."""
-    if values.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(values.numpy()))
-    return values.nonzero().squeeze(1)
 
 
 def bounded_blocks(counts: Tensor, limit: int) -> list[slice]:

@@ -184,9 +184,9 @@ def _positive_cells(
     limits = [-1.0, *sizes_of_interest, math.inf]
     # (L, 1, 2), (L, 1) and (L, 2, 1, 1).
     sizes = np.array([locations.map_sizes[level][::-1] for level in levels])[:, None]
-    strides = np.array([locations.level_strides[level] for level in levels], boxes.dtype)[:, None]
     ranges = np.array([limits[level : level + 2] for level in levels], boxes.dtype)[..., None, None]
-    first_cell = np.array([_first_cells(locations)[level] for level in levels])
+    first_cell = np.array(_first_cells(locations))[levels]
+    strides = locations.strides_px[torch.from_numpy(first_cell)].cpu().numpy()[:, None]
     # One cell more on both sides than rounding errors can need.
     steps = np.arange(math.ceil(2 * radius) + 2)[:, None]
     corner = np.floor(centers[:, None] / strides - boxes.dtype.type(0.5 + radius))

@@ -19,19 +19,16 @@ class Locations(NamedTuple):
     strides_px: (R,) stride of each cell's level.
     levels: (R,) index of each cell's level.
     map_sizes: (height, width) of every level's map, in cells.
-    level_strides: stride of every level.
     """
 
     points_px: Tensor
     strides_px: Tensor
     levels: Tensor
     map_sizes: tuple[tuple[int, int], ...]
-    level_strides: tuple[int, ...]
 
     def to(self, device: torch.device | str) -> Locations:
         """The same cells on a device."""
-        points, strides, levels = (column.to(device) for column in self[:3])
-        return Locations(points, strides, levels, self.map_sizes, self.level_strides)
+        return Locations(self.points_px.to(device), self.strides_px.to(device), self.levels.to(device), self.map_sizes)
 
 
 def compute_locations(
@@ -58,7 +55,7 @@ def compute_locations(
         spacings.append(points[-1].new_full((height * width,), stride))
         levels.append(torch.full((height * width,), level, dtype=torch.int64, device=device))
     sizes = tuple((int(height), int(width)) for height, width in feature_sizes)
-    return Locations(torch.cat(points), torch.cat(spacings), torch.cat(levels), sizes, tuple(strides))
+    return Locations(torch.cat(points), torch.cat(spacings), torch.cat(levels), sizes)
 
 
 def map_sizes(maps_per_level: Sequence[Tensor]) -> list[tuple[int, int]]:
