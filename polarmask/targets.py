@@ -116,7 +116,7 @@ def _assign(
         gt_areas = torch.from_numpy(areas).to(boxes.device)
         matched = assign_batch(locations, rule.sizes_of_interest, boxes, counts, gt_areas=gt_areas).cpu().numpy()
         found = np.stack((np.flatnonzero(matched >= 0), matched[matched >= 0]))
-    if rule.is_official:
+    if rule.is_official and (centers[:, 0] == 0).any():
         # In that program a first object with its centre in column 0 leaves the whole image without a positive.
         first = np.cumsum([0, *counts[:-1]])[np.repeat(np.arange(len(counts)), counts)]
         found = found[:, (centers[first, 0] != 0)[found[1]]]
