@@ -54,8 +54,10 @@ def _rows_with_pixels(masks: Tensor) -> np.ndarray:
     """(M, H) bool; the only pass over all pixels, eight at a time where the rows allow it."""
     is_in_words = masks.is_contiguous() and masks.shape[2] % WORD == 0 and masks.storage_offset() % WORD == 0
     if is_in_words:
-        # Pixels are bytes of 0 and 1, so that only a clear row adds up to 0.
-        return masks.view(torch.int64).sum(dim=2).numpy().astype(bool)
+        # Flat, as sides of length 1 may have any stride. Pixels are bytes of 0 and 1, so that no word is negative and
+        # only a clear row has none above 0; a sum would come back to 0 in rows of 2048 pixels and more.
+        words = masks.flatten().view(torch.int64).view(*masks.shape[:2], -1)
+        return words.amax(dim=2).numpy().astype(bool)
     return np.logical_or.reduce(masks.numpy(), axis=2)
 
 
