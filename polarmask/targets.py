@@ -1,4 +1,4 @@
-"""PolarMask's training targets for a whole batch, on the device.
+"""PolarMask's training targets for a whole batch: rays on its device, the few candidates around centres on the host.
 
 Shape shorthand: N images, M ground truths, R locations, P positives, K classes, n rays.
 """
@@ -97,7 +97,7 @@ def _assign(
     boxes = torch.cat([instances.gt_boxes.tensor for instances in gt_instances])
     corners, centers = boxes.cpu().numpy(), centers_px.cpu().numpy()
     areas = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
-    if rule.center == "box":
+    if rule.center == "box" and not rule.is_official:
         centers = (corners[:, :2] + corners[:, 2:]) / 2
     if rule.is_official:
         corners = corners - LAST_PIXEL

@@ -101,7 +101,7 @@ def walked_rays(contours: WalkedContours, points_px: Tensor, point_masks: Tensor
     farthest = np.full((len(points), NUM_DEGREES + 2 * NUM_MISSES), -1.0, np.float32)
     for block in _bounded_blocks(num_pairs):
         x, y = _offsets(contours.points, points[block], masks[block], int(num_pairs[block].sum()))
-        # In the authors' precision, and by the function that the device's targets use: bins must not depend on it.
+        # In the authors' precision, by the device's function: along a degree's border the last bit decides.
         degrees = torch.atan2(torch.from_numpy(x), torch.from_numpy(y)).numpy()
         degrees *= 180
         degrees /= math.pi

@@ -153,7 +153,7 @@ def positives_around_centers(
 
     A square of half side r strides covers at most 2 r + 1 cells of a row of a level. Only these are looked at: the cost
     grows with the ground truths and not with the locations. They are so few that numpy makes the positives on the host,
-    whatever the device, in less time than the calls on a device would take to start.
+    whatever the device: some 50 calls on arrays of a few hundred numbers, for one copy of the boxes.
 
     Args:
         locations, sizes_of_interest, num_gts: see `assign_batch`.
@@ -182,7 +182,7 @@ def _positive_cells(
     centre are spread out into rows and columns.
     """
     sizes, ranges, first_cell = _level_tables(locations.map_sizes, tuple(sizes_of_interest))
-    strides = locations.strides_px[torch.from_numpy(first_cell)].cpu().numpy()[:, None]
+    strides = locations.strides_px[first_cell.tolist()].cpu().numpy()[:, None]
     # One cell more on both sides than rounding errors can need.
     steps = np.arange(math.ceil(2 * radius) + 2)[:, None]
     corner = np.floor(centers[:, None] / strides - boxes.dtype.type(0.5 + radius))
@@ -213,4 +213,7 @@ def _level_tables(
     sizes = np.array([map_sizes[level][::-1] for level in levels])[:, None]
     ranges = np.array([limits[level : level + 2] for level in levels], np.float32)[..., None, None]
     first = list(itertools.accumulate((height * width for height, width in map_sizes), initial=0))
-    return sizes, ranges, np.array([first[level] for level in levels])
+    tables = (sizes, ranges, np.array([first[level] for level in levels]))
+    for table in tables:
+        table.setflags(write=False)
+    return tables
