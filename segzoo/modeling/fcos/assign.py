@@ -213,7 +213,7 @@ def _level_tables(
     sizes = np.array([map_sizes[level][::-1] for level in levels])[:, None]
     ranges = np.array([limits[level : level + 2] for level in levels], np.float32)[..., None, None]
     first = list(itertools.accumulate((height * width for height, width in map_sizes), initial=0))
-    tables = (sizes, ranges, np.array([first[level] for level in levels]))
-    for table in tables:
+    first_cell = np.array([first[level] for level in levels])
+    for table in (sizes, ranges, first_cell):
         table.setflags(write=False)
-    return tables
+    return sizes, ranges, first_cell
