@@ -103,7 +103,7 @@ def largest_part(window: Window) -> Part:
     # OpenCV lists contours from the last to the first; a contour begins with its first pixel.
     for contour in sorted(contours, key=lambda contour: contour[0, 0, ::-1].tolist()):
         part = _fill(window, contour)
-        size = np.count_nonzero(part.frame)
+        size = int(np.count_nonzero(part.frame))
         if size > largest_size:
             largest, largest_size = part, size
     assert largest is not None
