@@ -4,6 +4,7 @@ Local shapes at object centres times a global saliency map. Not the network of t
 which adds a mask branch to FCOS.
 """
 
+from centermask.centermask import CenterMask
 from centermask.config import add_config
 
-__all__ = ["add_config"]
+__all__ = ["CenterMask", "add_config"]
