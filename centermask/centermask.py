@@ -19,9 +19,9 @@ from centermask.assembly import assemble_masks, mask_loss, saliency_loss
 from centermask.check import check_centermask
 from centermask.decode import DecodeRule, Detections, center_boxes, find_peaks, peak_scores, select_detections
 from centermask.heads import CenterHead, FeatureSum
+from centermask.left_out import LeftOut
 from centermask.losses import L1_MARGIN, Counts, focal_loss, l1_loss, replace_zeros
 from centermask.maps import MAP_STRIDE, CenterMaps, gather_cells
-from centermask.left_out import LeftOut
 from centermask.soft_masks import soft_masks, union_masks
 from centermask.targets import Objects, collect_objects, heatmap_targets, image_numbers
 from segzoo.modeling.fcos.decode import output_scale
@@ -290,7 +290,7 @@ class CenterMask(nn.Module):
         return [head(feature) for head, feature in zip(heads, supervised, strict=True)]
 
     def mask_maps(self, maps_per_head: Sequence[CenterMaps]) -> list[Tensor]:
-        """The parts of the raw maps that masks are built from: the feature that shapes are made of, and the saliency."""
+        """The raw maps that masks are built from: the feature that shapes are made of, and the saliency."""
         maps = maps_per_head[-1]
         feature = None if self.heads[-1].shape is None else maps.feature
         return [values for values in (feature, maps.saliency) if values is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -88,7 +89,7 @@ def _check_features(in_features: list[Any], backbone: Backbone) -> None:
         raise ConfigError(f"{given}; the backbone {type(backbone).__name__} gives {list(shapes)}", "name some of these")
     strides = [shapes[name].stride for name in in_features]
     is_stack = set(strides) == {MAP_STRIDE}
-    is_pyramid = strides[0] == MAP_STRIDE and all(after > before for before, after in zip(strides, strides[1:]))
+    is_pyramid = strides[0] == MAP_STRIDE and all(after > before for before, after in itertools.pairwise(strides))
     if len(set(map(str, in_features))) != len(in_features) or not (is_stack or is_pyramid):
         raise ConfigError(
             f"{given}, with strides {strides}",

@@ -34,8 +34,9 @@ class Branch(nn.Sequential):
             bias: that the last convolution begins with.
         """
         pred = nn.Conv2d(channels, outputs, 1)
-        nn.init.constant_(pred.bias, bias)
         super().__init__(nn.Conv2d(in_channels, channels, 3, padding=1), nn.ReLU(inplace=True), pred)
+        assert pred.bias is not None
+        nn.init.constant_(pred.bias, bias)
 
     def forward(self, feature: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, outputs, H, W), the last step in fp32 also under autocast.

@@ -1,8 +1,8 @@
 """CenterNet's targets for a whole batch, on the device (section 3.1; Zhou et al., "Objects as Points", 2019).
 
 Boxes and everything made of them count cells of the maps: pixels / 4, so that cell (column x, row y) reaches from x to
-x + 1. As in CenterNet's program boxes end at the last cell's left or upper border, and a centre belongs to the cell that
-its coordinates are cut off to.
+x + 1. As in CenterNet's program boxes end at the last cell's left or upper border, and a centre belongs to the cell
+that its coordinates are cut off to.
 
 What is no object for the centre part:
 

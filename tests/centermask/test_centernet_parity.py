@@ -1,4 +1,4 @@
-"""CenterMask's centre part against what CenterNet's program computes: maps, targets, losses, decoding (reference data)."""
+"""CenterMask's centre part against CenterNet's program: maps, targets, losses, decoding (reference data)."""
 
 from __future__ import annotations
 
