@@ -38,7 +38,9 @@ ORIENMASK_TOY = [
 ]
 # The base model of the paper's tables.
 ORIENMASK_BASE = [*("MODEL.ORIENMASK.BASE_POSITION", "grid", "MODEL.ORIENMASK.ORIEN_INPUT", "fpn")]
-CENTERMASK_TOY = [*("MODEL.TIMM.WEIGHTS", "", "MODEL.CENTERMASK.HEAD_CHANNELS", "16", "MODEL.CENTERMASK.SHAPE_SIZE", "8")]
+CENTERMASK_TOY = [
+    *("MODEL.TIMM.WEIGHTS", "", "MODEL.CENTERMASK.HEAD_CHANNELS", "16", "MODEL.CENTERMASK.SHAPE_SIZE", "8"),
+]
 # Losses on two stacks, one saliency map for all classes, masks trained in the predicted boxes.
 CENTERMASK_STACKS = [
     *("MODEL.HOURGLASS.CHANNELS", "(16, 16, 24)", "MODEL.HOURGLASS.BLOCKS", "(1, 1, 1)"),
