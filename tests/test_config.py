@@ -61,6 +61,7 @@ def test_orienmask_d53_augments_as_its_authors_do(leaf: str, repository: Path) -
             {
                 "strengths": {"brightness": 0.2, "contrast": 0.5, "saturation": 0.5, "hue": 0.1},
                 "image_format": "RGB",
+                "lighting": 0.0,
             },
         ),
         (RandomCrop, {"prob": 0.5, "min_area": 0.64}),

@@ -19,6 +19,7 @@ from torch import nn
 
 from segzoo.data.loader import build_test_loader
 from segzoo.evaluation.coco import CocoEvaluator
+from segzoo.modeling.window import restore_originals
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def _predict(
     mark = last_log = time.perf_counter()
     for inputs in data_loader:
         loaded = time.perf_counter()
-        outputs = model(inputs)
+        outputs = restore_originals(inputs, model(inputs))
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         predicted = time.perf_counter()
