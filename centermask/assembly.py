@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from centermask.maps import MAP_STRIDE
 from centermask.tiles import cut_tiles, find_edges, neighbors, resample, tile_pixels
 from segzoo.geometry.rle import RLEMasks, encode_edges
 from segzoo.geometry.runs import bounded_blocks, expand_ranges
 
-MAP_STRIDE = 4
 # Pairs of an object and a cell that the mask loss looks at together, at some 100 bytes each. Where a batch has more,
 # the blocks are computed a second time for the gradient instead of being kept.
 MAX_PAIRS = 2_000_000

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from centermask.assembly import MAP_STRIDE
+from centermask.maps import MAP_STRIDE
 
 
 def soft_masks(masks: Sequence[Tensor], map_size: tuple[int, int]) -> Tensor:
