@@ -10,19 +10,17 @@ channels, S side of a shape, H, W size of the stride-4 map, Q pairs of an object
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from centermask.maps import MAP_STRIDE
 from centermask.tiles import cut_tiles, find_edges, neighbors, resample, tile_pixels
 from segzoo.geometry.rle import RLEMasks, encode_edges
 from segzoo.geometry.runs import bounded_blocks, expand_ranges
 
-MAP_STRIDE = 4
 # Pairs of an object and a cell that the mask loss looks at together, at some 100 bytes each. Where a batch has more,
 # the blocks are computed a second time for the gradient instead of being kept.
 MAX_PAIRS = 2_000_000
@@ -228,17 +226,17 @@ def assemble_masks(
     shapes = None if shapes is None else shapes.float().transpose(1, 2)
     saliency = None if saliency is None else saliency.float().transpose(1, 2)
     edges: list[list[np.ndarray]] = [[] for _ in range(len(boxes))]
-    for tiles in cut_tiles(*_box_ranges(boxes, output_size), int(budget_mb * 2**20) // BYTES_PER_PIXEL):
+    is_stacked = boxes.device.type != "cpu"
+    for tiles in cut_tiles(*_box_ranges(boxes, output_size), int(budget_mb * 2**20) // BYTES_PER_PIXEL, is_stacked):
         own_boxes, pixels = boxes[tiles.owner], tile_pixels(tiles)
-        shape_logits = saliency_logits = None
+        probability = boxes.new_ones(())
         if shapes is not None:
             side = shapes.shape[-1]
             places = [_place_in_shape(x, own_boxes[:, axis::2, None], side) for axis, x in enumerate(pixels)]
-            shape_logits = resample(shapes[tiles.owner], *places)
+            probability = resample(shapes[tiles.owner], *places).sigmoid_()
         if saliency is not None:
             places = [(x * step_px[axis] + origin[axis]) / MAP_STRIDE for axis, x in enumerate(pixels)]
-            saliency_logits = resample(saliency[channels[tiles.owner]], *places)
-        is_mask = product_log_probs(shape_logits, saliency_logits)[0] >= math.log(threshold)
-        for number, places in find_edges(is_mask, tiles, output_size[0]):
-            edges[number].append(places)
+            probability = probability * resample(saliency[channels[tiles.owner]], *places).sigmoid_()
+        for number, found in find_edges(probability >= threshold, tiles, output_size[0]):
+            edges[number].append(found)
     return RLEMasks([encode_edges(np.concatenate(parts), output_size) for parts in edges], output_size)

@@ -1,4 +1,4 @@
-"""CenterNet's released weights in our CenterMask: backbone and the heads of heatmap, offset and size.
+"""CenterNet's released weights in our CenterMask: backbone and the heads of heatmap, offset and size; DLA-34's trunk.
 
 Shapes and saliency are not in them; they begin as in a new model.
 """
@@ -10,12 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from segzoo.engine.centernet_weights import DLA_RULES, HOURGLASS_RULES
+from segzoo.engine.centernet_weights import DLA_RULES, HOURGLASS_RULES, dla_trunk_rules
 from segzoo.engine.convert import Converter, Fit
-from segzoo.engine.renaming import LEAF, Rule
+from segzoo.engine.renaming import DROP_COUNTERS, LEAF, Rule
 from segzoo.errors import CheckpointError
 
 DLA_CONFIG, HOURGLASS_CONFIG = "configs/centermask_DLA34.yaml", "configs/centermask_HG104.yaml"
+# What stands before our names of DLA-34 without its up-sampling.
+TRUNK = "backbone.bottom_up."
 # CenterNet's name of a head -> ours.
 HEADS = {"hm": "heatmap", "wh": "size", "reg": "offset"}
 
@@ -40,11 +42,22 @@ def dla_fit(weights: Mapping[str, Tensor]) -> Fit:
         CheckpointError: an entry that tells them is missing.
     """
     options, found = _head_options(weights)
-    channels = tuple(
-        _shape(weights, f"backbone.bottom_up.{name}.weight")[0]
-        for name in ("level0.0", "level1.0", *(f"level{level}.{root}" for level, root in _DLA_ROOTS.items()))
-    )
-    return Fit(DLA_CONFIG, {"MODEL.DLA.CHANNELS": channels, **options}, found, _parts(1))
+    return Fit(DLA_CONFIG, {**_trunk_options(weights), **options}, found, _parts(1))
+
+
+def trunk_fit(weights: Mapping[str, Tensor]) -> Fit:
+    """The DLA-34 config, for the trunk alone.
+
+    Raises:
+        CheckpointError: an entry that tells its width is missing.
+    """
+    found = {"holds": "the trunk of DLA-34; its up-sampling and all heads begin anew"}
+    return Fit(DLA_CONFIG, _trunk_options(weights), found, (TRUNK,))
+
+
+def _trunk_options(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    names = ("level0.0", "level1.0", *(f"level{level}.{root}" for level, root in _DLA_ROOTS.items()))
+    return {"MODEL.DLA.CHANNELS": tuple(_shape(weights, f"{TRUNK}{name}.weight")[0] for name in names)}
 
 
 # The convolution whose output is that of the level.
@@ -97,6 +110,13 @@ CONVERTERS = (
         mark=r"dla_up\.ida_0\..+",
         rules=(*DLA_HEAD_RULES, *DLA_RULES),
         fit=dla_fit,
+    ),
+    Converter(
+        name="dla34",
+        title="DLA-34 trained on ImageNet, of its authors or of timm (dla34-*.pth)",
+        mark=r"base_layer\.0\.weight",
+        rules=(*dla_trunk_rules("", TRUNK), DROP_COUNTERS),
+        fit=trunk_fit,
     ),
     Converter(
         name="centernet-hourglass104",

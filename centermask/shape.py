@@ -38,11 +38,9 @@ def gather_neighborhoods(features: Tensor, images: Tensor, cells: Tensor) -> Ten
     return (values * is_inside[..., None]).flatten(1)
 
 
-def convolve_at(conv: nn.Conv2d, features: Tensor, images: Tensor, cells: Tensor) -> Tensor:
-    """(P, O) what a 3x3 convolution (padding 1, stride 1) gives at P cells; arguments as `gather_neighborhoods`."""
-    # (O, C, 3, 3) in the order of the gathered values.
-    weight = conv.weight.permute(0, 2, 3, 1).flatten(1)
-    return functional.linear(gather_neighborhoods(features, images, cells), weight, conv.bias)
+def kernel_matrix(conv: nn.Conv2d) -> Tensor:
+    """(O, 9 * C) weights of a 3x3 convolution in the order of `gather_neighborhoods`."""
+    return conv.weight.permute(0, 2, 3, 1).flatten(1)
 
 
 class ShapeHead(nn.Module):
@@ -71,7 +69,8 @@ class ShapeHead(nn.Module):
         Returns:
             (P, S, S) float32 logits, row by row.
         """
-        hidden = convolve_at(self.hidden, features, images, cells).relu()
+        neighborhoods = gather_neighborhoods(features, images, cells)
+        hidden = functional.linear(neighborhoods, kernel_matrix(self.hidden), self.hidden.bias).relu()
         logits = functional.linear(hidden, self.pred.weight.flatten(1), self.pred.bias)
         return logits.float().view(-1, self.shape_size, self.shape_size)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from centermask.assembly import MAP_STRIDE
+from centermask.maps import MAP_STRIDE
 
 
 def soft_masks(masks: Sequence[Tensor], map_size: tuple[int, int]) -> Tensor:
@@ -38,9 +38,7 @@ def _count_set(masks: Tensor, height: int, width: int) -> Tensor:
     if any(missing):
         masks = functional.pad(masks, (0, missing[0], 0, missing[1]))
     words = masks.contiguous().view(torch.int32)
-    sums = words.view(len(masks), masks.shape[1] // MAP_STRIDE, MAP_STRIDE, words.shape[2]).sum(
-        dim=2, dtype=torch.int32
-    )
+    sums = words.unflatten(1, (words.shape[1] // MAP_STRIDE, MAP_STRIDE)).sum(dim=2, dtype=torch.int32)
     counts = sum((sums >> shift) & 0xFF for shift in range(0, 32, 8))
     assert isinstance(counts, Tensor)
     return functional.pad(counts, (0, width - counts.shape[2], 0, height - counts.shape[1]))

@@ -26,29 +26,29 @@ class Tiles(NamedTuple):
     height: Tensor
 
 
-def cut_tiles(first: Tensor, counts: Tensor, max_pixels: int) -> Iterator[Tiles]:
+def cut_tiles(first: Tensor, counts: Tensor, max_pixels: int, is_stacked: bool) -> Iterator[Tiles]:
     """Stacks of tiles that cover D rectangles; those of a detection come from left to right.
 
-    On a CPU every tile is alone, so that it stays in the cache and nothing is padded; on a GPU tiles of similar height
-    share a stack.
+    Tiles of similar height share a stack on a GPU; on a CPU each is better alone, where it stays in the cache and
+    nothing is padded.
 
     Args:
         first: (D, 2) first column and row of each rectangle.
         counts: (D, 2) number of its columns and rows, at least 1.
         max_pixels: of a stack, its padding included; one column is always allowed.
+        is_stacked: whether a stack may hold several tiles.
     """
-    is_alone = first.device.type == "cpu"
     tiles = []
     # One transfer for all rectangles.
     for owner, (left, top, width, height) in enumerate(torch.cat((first, counts), dim=1).tolist()):
         step = max(1, max_pixels // height)
         tiles += [(owner, left + x, top, min(step, width - x), height) for x in range(0, width, step)]
-    if not is_alone:
+    if is_stacked:
         tiles.sort(key=lambda tile: tile[-1])
     start = 0
     while start < len(tiles):
         stop, widest = start + 1, tiles[start][3]
-        while stop < len(tiles) and not is_alone:
+        while is_stacked and stop < len(tiles):
             # The last one is the highest.
             widest = max(widest, tiles[stop][3])
             if (stop + 1 - start) * widest * tiles[stop][4] > max_pixels:

@@ -222,6 +222,9 @@ def _add_engine_keys(cfg: CfgNode) -> None:
     cfg.DATASETS.TRAIN_IMAGES = ""
     cfg.DATASETS.VAL_JSON = ""
     cfg.DATASETS.VAL_IMAGES = ""
+    # Of VAL_JSON: "coco", "lvis", or "lvis_cocofied" (LVIS's annotations of COCO's 80 classes); the last two are
+    # measured by LVIS's rule and need the package lvis.
+    cfg.DATASETS.VAL_FORMAT = "coco"
     # Periodic checkpoints that are kept; older ones are deleted. The best and the final one always stay.
     cfg.SOLVER.CHECKPOINT_KEEP = 3
     # Iterations between two lines of the log, of metrics.json and of TensorBoard.

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from segzoo.data.augmentation import RESIZES, TRAIN_RESIZES
+from segzoo.data.registration import FORMATS
 from segzoo.engine.optimizer import CLIP_TYPES, OPTIMIZERS
 from segzoo.errors import ConfigError
 from segzoo.modeling.backbones.deformable_resnet import ALL_PLAIN
@@ -27,6 +28,7 @@ CHOICES = {
     "MODEL.FPN.FUSE_TYPE": ("sum", "avg"),
     "TEST.COCO_ENGINE": ("faster", "pycocotools"),
     "INPUT.FORMAT": ("BGR", "RGB"),
+    "DATASETS.VAL_FORMAT": FORMATS,
     "INPUT.RESIZE": RESIZES,
     "INPUT.RESIZE_TRAIN": TRAIN_RESIZES,
     "INPUT.ON_BAD_IMAGE": ("error", "skip"),

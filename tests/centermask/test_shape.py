@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from centermask.shape import ShapeHead, convolve_at
+from centermask.shape import ShapeHead, gather_neighborhoods, kernel_matrix
 
 
 def all_cells(num_images: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,7 +68,9 @@ def test_checkpoints_hold_ordinary_convolutions() -> None:
     }
 
 
-def test_convolve_at_equals_the_convolution() -> None:
+def test_gathered_neighborhoods_times_the_kernel_equal_the_convolution() -> None:
     conv, features = nn.Conv2d(6, 4, 3, padding=1), torch.randn(2, 6, 5, 7)
     expected = conv(features).permute(0, 2, 3, 1).reshape(-1, 4)
-    torch.testing.assert_close(convolve_at(conv, features, *all_cells(2, 5, 7)), expected, rtol=0, atol=1e-5)
+    assert conv.bias is not None
+    found = gather_neighborhoods(features, *all_cells(2, 5, 7)) @ kernel_matrix(conv).T + conv.bias
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
