@@ -1,4 +1,4 @@
-"""CenterMask on a GPU as on the CPU: targets, detections, the losses and gradients of a step (ACCEPTANCE case 29)."""
+"""CenterMask on a GPU as on the CPU: targets, detections, losses and gradients of a step (ACCEPTANCE case 29)."""
 
 from __future__ import annotations
 
