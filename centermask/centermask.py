@@ -1,13 +1,15 @@
 """CenterMask's meta-architecture on CenterNet (Wang et al., CVPR 2020; not Lee and Park's network of the same name).
 
-Shape shorthand: N images, M ground truths, P objects, K classes, Cs channels of the saliency, H, W size of the maps.
+Shape shorthand: N images, D detections, K classes, S side of a shape, H, W size of the (padded) images.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
@@ -15,46 +17,19 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from centermask.assembly import assemble_masks, mask_loss, saliency_loss
+from centermask.assembly import assemble_masks
 from centermask.check import check_centermask
-from centermask.decode import DecodeRule, Detections, center_boxes, find_peaks, peak_scores, select_detections
+from centermask.decode import DecodeRule, Detections, find_peaks, peak_scores, select_detections
 from centermask.heads import CenterHead, FeatureSum
 from centermask.left_out import LeftOut
-from centermask.losses import L1_MARGIN, Counts, focal_loss, l1_loss, replace_zeros
+from centermask.losses import Counts, replace_zeros
 from centermask.maps import MAP_STRIDE, CenterMaps, gather_cells
-from centermask.soft_masks import soft_masks, union_masks
-from centermask.targets import Objects, collect_objects, heatmap_targets, image_numbers
+from centermask.objective import Objective, build_targets, feature_losses, saliency_channels_of
+from centermask.pictures import map_pictures
 from segzoo.modeling.fcos.decode import output_scale
 from segzoo.modeling.normalizer import mean_over_ranks
 from segzoo.modeling.postprocess import build_instances
 from segzoo.modeling.preprocess import ImagePreprocessor
-
-# Cells that a predicted box has at least where masks are trained in it: early sizes may be negative.
-MIN_CROP_SIDE = 1.0
-
-
-class LossWeights(NamedTuple):
-    """Factors of the losses; a saliency of 0 is not supervised directly."""
-
-    heatmap: float
-    offset: float
-    size: float
-    mask: float
-    saliency: float
-
-
-class Targets(NamedTuple):
-    """What a batch is trained on, whichever feature it is predicted from.
-
-    objects: P of them. heatmap: (N, K, H, W). masks: (M, H, W) soft, of the ground truths. unions: (N, Cs, H, W) of the
-    saliency, or None. counts: what the losses are divided by.
-    """
-
-    objects: Objects
-    heatmap: Tensor
-    masks: Tensor
-    unions: Tensor | None
-    counts: Counts
 
 
 @META_ARCH_REGISTRY.register()
@@ -72,11 +47,7 @@ class CenterMask(nn.Module):
         fusion: FeatureSum | None,
         heads: Sequence[CenterHead],
         in_features: list[str],
-        num_classes: int,
-        saliency_channels: int,
-        loss_weights: LossWeights,
-        crops_predicted_boxes: bool,
-        max_objects: int,
+        objective: Objective,
         normalizer_mode: str,
         decode_rule: DecodeRule,
         mask_budget_mb: float,
@@ -88,11 +59,7 @@ class CenterMask(nn.Module):
             fusion: makes one feature of all of them; None = each has a head of its own.
             heads: of every supervised feature; at test the last one is used.
             in_features: of stride 4, or of rising strides from 4 on.
-            num_classes: K.
-            saliency_channels: Cs: K, 1, or 0 for no saliency.
-            loss_weights: factors of the losses.
-            crops_predicted_boxes: masks are trained in the predicted boxes, not in those of the objects.
-            max_objects: of an image, that are trained on.
+            objective: how a batch is trained on.
             normalizer_mode: "reduce" or "local", see `mean_over_ranks`.
             decode_rule: which peaks become detections, and which pixels their masks.
             mask_budget_mb: MiB held at once while masks are made.
@@ -103,11 +70,8 @@ class CenterMask(nn.Module):
         self.fusion = fusion
         self.heads = nn.ModuleList(heads)
         self.in_features = in_features
-        self.num_classes = num_classes
-        self.saliency_channels = saliency_channels
-        self.loss_weights = loss_weights
-        self.crops_predicted_boxes = crops_predicted_boxes
-        self.max_objects = max_objects
+        self.num_classes = objective.num_classes
+        self.objective = objective
         self.normalizer_mode = normalizer_mode
         self.decode_rule = decode_rule
         self.mask_budget_mb = mask_budget_mb
@@ -141,17 +105,17 @@ class CenterMask(nn.Module):
                 for width in ([node.FUSED_CHANNELS] if is_summed else channels)
             ],
             "in_features": list(node.IN_FEATURES),
-            "num_classes": node.NUM_CLASSES,
-            "saliency_channels": saliency_channels,
-            "loss_weights": LossWeights(
-                heatmap=node.HEATMAP_LOSS_WEIGHT,
-                offset=node.OFFSET_LOSS_WEIGHT,
-                size=node.SIZE_LOSS_WEIGHT,
-                mask=node.MASK_LOSS_WEIGHT,
-                saliency=node.SALIENCY_LOSS_WEIGHT,
+            "objective": Objective(
+                num_classes=node.NUM_CLASSES,
+                saliency_channels=saliency_channels,
+                max_objects=node.MAX_OBJECTS,
+                crops_predicted=node.CROP_BOXES == "predicted",
+                heatmap_weight=node.HEATMAP_LOSS_WEIGHT,
+                offset_weight=node.OFFSET_LOSS_WEIGHT,
+                size_weight=node.SIZE_LOSS_WEIGHT,
+                mask_weight=node.MASK_LOSS_WEIGHT,
+                saliency_weight=node.SALIENCY_LOSS_WEIGHT,
             ),
-            "crops_predicted_boxes": node.CROP_BOXES == "predicted",
-            "max_objects": node.MAX_OBJECTS,
             "normalizer_mode": cfg.SOLVER.POSITIVE_COUNT,
             "decode_rule": DecodeRule(
                 score_threshold=node.SCORE_THRESH_TEST,
@@ -174,63 +138,27 @@ class CenterMask(nn.Module):
         return self.inference(maps_per_head[-1], images.image_sizes, batched_inputs)
 
     def losses(self, maps_per_head: Sequence[CenterMaps], gt_instances: list[Instances]) -> dict[str, Tensor]:
-        """Losses of a batch, the mean over the supervised features: of centres (Lp, Loff, Lsize) and masks."""
-        targets = self._targets(gt_instances, maps_per_head[0].heatmap.shape[2:])
-        # Of all ranks together at least one.
-        least = 1.0 if self.normalizer_mode == "local" else 1.0 / comm.get_world_size()
-        dense_counts = torch.stack((targets.counts.peaks, targets.counts.foreground))
-        divisors, running = replace_zeros(dense_counts, self.running_counts, least)
-        self.running_counts.copy_(running)
-        counts = Counts(divisors[0], divisors[1], targets.counts.objects)
-        sums: dict[str, list[Tensor]] = {}
+        """Losses of a batch, each the mean over the supervised features; see `feature_losses`."""
+        height, width = maps_per_head[0].heatmap.shape[2:]
+        targets = build_targets(gt_instances, (height, width), self.objective)
+        self.left_out.add(targets.not_trained, self.objective.max_objects)
+        counts = self._divisors(targets.counts)
+        objects, sums = targets.objects, defaultdict[str, list[Tensor]](list)
         for head, maps in zip(self.heads, maps_per_head, strict=True):
             assert isinstance(head, CenterHead)
-            for name, loss in self._head_losses(head, maps, targets._replace(counts=counts), least).items():
-                sums.setdefault(name, []).append(loss)
+            shapes = head.shapes_at(maps.feature, objects.images, objects.cells)
+            for name, loss in feature_losses(maps, shapes, targets, counts, self.objective).items():
+                sums[name].append(loss)
         return {name: torch.stack(losses).mean() for name, losses in sums.items()}
 
-    @torch.no_grad()
-    def _targets(self, gt_instances: list[Instances], map_size: Sequence[int]) -> Targets:
-        """Targets of a batch whose maps have `map_size` (H, W)."""
-        size, number = (map_size[0], map_size[1]), len(gt_instances)
-        objects, left = collect_objects(gt_instances, size, self.max_objects)
-        self.left_out.add(left, self.max_objects)
-        heatmap = heatmap_targets(objects, number, self.num_classes, size)
-        masks = soft_masks([instances.gt_masks.tensor for instances in gt_instances], size)
-        unions = None
-        if self.saliency_channels and self.loss_weights.saliency:
-            classes = torch.cat([instances.gt_classes for instances in gt_instances])
-            images, channels = image_numbers(gt_instances, self.device), self._channels(classes)
-            unions = union_masks(masks, images, channels, number, self.saliency_channels)
-        foreground = masks.new_zeros(()) if unions is None else unions.sum()
-        own = torch.stack(((heatmap == 1).sum(), foreground, foreground.new_tensor(len(objects.cells))))
-        return Targets(objects, heatmap, masks, unions, Counts(*mean_over_ranks(own, self.normalizer_mode)))
-
-    def _head_losses(self, head: CenterHead, maps: CenterMaps, targets: Targets, least: float) -> dict[str, Tensor]:
-        """Losses of one feature's maps; `least` is the smallest number of objects to divide by."""
-        objects, counts, weights = targets.objects, targets.counts, self.loss_weights
-        offsets, sizes = (gather_cells(values, objects.images, objects.cells) for values in (maps.offset, maps.size))
-        boxes = objects.boxes
-        if self.crops_predicted_boxes:
-            boxes = center_boxes(objects.cells, offsets.detach(), sizes.detach().clamp(min=MIN_CROP_SIDE))
-        shapes = head.shapes_at(maps.feature, objects.images, objects.cells)
-        channels = self._channels(objects.classes)
-        mask = mask_loss(shapes, maps.saliency, objects.images, channels, boxes, targets.masks, objects.order).sum()
-        num_coordinates = 2 * counts.objects + L1_MARGIN
-        losses = {
-            "loss_heatmap": weights.heatmap * focal_loss(maps.heatmap, targets.heatmap) / counts.peaks,
-            "loss_offset": weights.offset * l1_loss(offsets, objects.offsets) / num_coordinates,
-            "loss_size": weights.size * l1_loss(sizes, objects.sizes) / num_coordinates,
-            "loss_mask": weights.mask * mask / counts.objects.clamp(min=least),
-        }
-        if maps.saliency is not None and targets.unions is not None:
-            saliency = saliency_loss(maps.saliency, targets.unions)
-            losses["loss_saliency"] = weights.saliency * saliency / counts.foreground
-        return losses
-
-    def _channels(self, classes: Tensor) -> Tensor:
-        """The saliency's channel of every class index."""
-        return classes if self.saliency_channels == self.num_classes else torch.zeros_like(classes)
+    def _divisors(self, own_counts: Counts) -> Counts:
+        """What the losses are divided by: means over the ranks, and without any object those of earlier batches."""
+        peaks, foreground, objects = mean_over_ranks(torch.stack(own_counts), self.normalizer_mode)
+        # Of all ranks together at least one.
+        least = 1.0 if self.normalizer_mode == "local" else 1.0 / comm.get_world_size()
+        dense, running = replace_zeros(torch.stack((peaks, foreground)), self.running_counts, least)
+        self.running_counts.copy_(running)
+        return Counts(dense[0], dense[1], objects)
 
     def inference(
         self, maps: CenterMaps, image_sizes: list[tuple[int, int]], batched_inputs: list[dict]
@@ -244,7 +172,7 @@ class CenterMask(nn.Module):
                 self.shapes_of(maps, detections, image),
                 None if maps.saliency is None else maps.saliency[image],
                 detections.boxes_px,
-                self._channels(detections.classes),
+                saliency_channels_of(detections.classes, self.objective),
                 input_size=size,
                 output_size=output_size,
                 threshold=self.decode_rule.mask_threshold,
@@ -294,3 +222,7 @@ class CenterMask(nn.Module):
         maps = maps_per_head[-1]
         feature = None if self.heads[-1].shape is None else maps.feature
         return [values for values in (feature, maps.saliency) if values is not None]
+
+    def map_pictures(self, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Pictures of what the masks of one image are made of, by title; see `centermask.pictures`."""
+        return map_pictures(self, inputs)
