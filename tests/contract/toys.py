@@ -38,6 +38,10 @@ ORIENMASK_TOY = [
 ]
 # The base model of the paper's tables.
 ORIENMASK_BASE = [*("MODEL.ORIENMASK.BASE_POSITION", "grid", "MODEL.ORIENMASK.ORIEN_INPUT", "fpn")]
+CENTERMASK_FCOS_TOY = [
+    *("MODEL.META_ARCHITECTURE", "CenterMaskFCOS", "MODEL.CENTERMASK_FCOS.SHAPE_SIZE", "8"),
+    *("MODEL.CENTERMASK_FCOS.SALIENCY_NUM_CONVS", "1"),
+]
 # meta-architecture, perhaps with a variant after a dash -> (config, changes that make it small)
 MODELS: dict[str, tuple[str, list[str]]] = {
     "FCOS": ("fcos_EffLite0.yaml", FCOS_TOY),
@@ -45,6 +49,7 @@ MODELS: dict[str, tuple[str, list[str]]] = {
     "PolarMask-official": ("polarmask_EffLite0.yaml", FCOS_TOY + OFFICIAL_TOY),
     "OrienMask": ("orienmask_EffLite0.yaml", ORIENMASK_TOY),
     "OrienMask-base": ("orienmask_EffLite0.yaml", ORIENMASK_TOY + ORIENMASK_BASE),
+    "CenterMaskFCOS": ("fcos_EffLite0.yaml", FCOS_TOY + CENTERMASK_FCOS_TOY),
     "MaskRCNN": ("mask_rcnn_EffLite0.yaml", RCNN_TOY),
 }
 WITHOUT_MASKS = {"FCOS"}
