@@ -290,3 +290,8 @@ class CenterMaskFCOS(nn.Module):
         if self.saliency is None:
             return maps
         return maps._replace(saliency=self.saliency([features[name] for name in self.saliency_features]))
+
+    def mask_maps(self, maps: FCOSMaskMaps) -> list[Tensor]:
+        """The raw maps that masks are built from: the features that shapes are made of, and the saliency."""
+        features = maps.box_features if self.head.shape_size else []
+        return [*features, *([] if maps.saliency is None else [maps.saliency])]

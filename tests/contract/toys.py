@@ -48,6 +48,10 @@ CENTERMASK_STACKS = [
     *("MODEL.CENTERMASK.SALIENCY", "class_agnostic", "MODEL.CENTERMASK.CROP_BOXES", "predicted"),
     *("INPUT.FIXED_SIZE", "(128, 128)"),
 ]
+CENTERMASK_FCOS_TOY = [
+    *("MODEL.META_ARCHITECTURE", "CenterMaskFCOS", "MODEL.CENTERMASK_FCOS.SHAPE_SIZE", "8"),
+    *("MODEL.CENTERMASK_FCOS.SALIENCY_NUM_CONVS", "1"),
+]
 # meta-architecture, perhaps with a variant after a dash -> (config, changes that make it small)
 MODELS: dict[str, tuple[str, list[str]]] = {
     "FCOS": ("fcos_EffLite0.yaml", FCOS_TOY),
@@ -57,6 +61,7 @@ MODELS: dict[str, tuple[str, list[str]]] = {
     "OrienMask-base": ("orienmask_EffLite0.yaml", ORIENMASK_TOY + ORIENMASK_BASE),
     "CenterMask": ("centermask_EffLite0.yaml", CENTERMASK_TOY),
     "CenterMask-stacks": ("centermask_HG104.yaml", CENTERMASK_STACKS),
+    "CenterMaskFCOS": ("fcos_EffLite0.yaml", FCOS_TOY + CENTERMASK_FCOS_TOY),
     "MaskRCNN": ("mask_rcnn_EffLite0.yaml", RCNN_TOY),
 }
 WITHOUT_MASKS = {"FCOS"}
