@@ -162,9 +162,10 @@ def test_complexity_centermask_dla34_has_the_trunks_counts_and_no_map_of_shapes(
 ) -> None:
     result = run_json(capsys, "--config-file", "configs/centermask_DLA34.yaml", "--size", "512", "512")
     assert result["parts"]["backbone.bottom_up"]["gmac"] == pytest.approx(16.0, rel=0.01)
-    # CenterNet's 19 675 892, and what shapes (1024 channels at S = 32) and a saliency of 80 classes have.
-    hidden = 64 * 9 * 256 + 256
-    assert result["parameters"] == 19_675_892 + 2 * hidden + 257 * (1024 + 80)
+    # CenterNet's 19 675 892 less two projections (1x1 convolution and norm) that it never uses, and what shapes (1024
+    # channels at S = 32) and a saliency of 80 classes have.
+    hidden, unused = 64 * 9 * 256 + 256, (64 * 128 + 2 * 128) + (128 * 256 + 2 * 256)
+    assert result["parameters"] == 19_675_892 - unused + 2 * hidden + 257 * (1024 + 80)
     # Heatmap, offset, size and saliency are dense, shapes are made where there is an object.
     per_cell = 4 * 64 * 9 * 256 + 256 * (80 + 2 + 2 + 80)
     assert result["parts"]["heads"]["gmac"] == pytest.approx(128 * 128 * per_cell / 1e9, rel=0.001)
