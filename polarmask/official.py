@@ -14,23 +14,26 @@ Shape shorthand: M masks, T runs, P points, S boundary pixels, n rays.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import cv2
-import numpy as np
 import torch
 from torch import Tensor
 
 from polarmask.rays import MAX_PAIRS, NO_HIT_PX
+from polarmask.walk import (
+    DEGREE_OFFSETS,
+    NUM_DEGREES,
+    NUM_MISSES,
+    WalkedContours,
+    largest_contour,
+    walk_contours,
+    walked_center,
+    walked_rays,
+)
 from segzoo.geometry.components import filled_parts, largest_labels
 from segzoo.geometry.outlines import Pixels, boundary_pixels
-from segzoo.geometry.runs import Contacts, Runs, bounded_blocks, expand_ranges, paint_runs
-
-# A ray without a point at its own degree looks at these neighbours, in this order; angles do not wrap around.
-DEGREE_OFFSETS = (0, 1, -1, 2, -2, 3, -3)
-NUM_MISSES = max(DEGREE_OFFSETS)
-# Whole degrees 0 .. 360: an angle just below 0 becomes 360 in fp32, where no ray looks.
-NUM_DEGREES = 361
+from segzoo.geometry.runs import Contacts, Runs, bounded_blocks, expand_ranges, find_runs, join_runs, paint_runs
 
 
 class OfficialContours(NamedTuple):
@@ -41,6 +44,21 @@ class OfficialContours(NamedTuple):
 
     centers_px: Tensor
     pixels: Pixels
+
+
+def find_contours(masks: Sequence[Tensor]) -> OfficialContours | WalkedContours:
+    """The contours that the authors' program takes rays to, and their truncated centroids.
+
+    Args:
+        masks: (Mi, H, W) bool of every image (at least one), all on one device.
+    """
+    return walk_contours(masks) if masks[0].device.type == "cpu" else run_contours(masks)
+
+
+def run_contours(masks: Sequence[Tensor]) -> OfficialContours:
+    """`find_contours` on any device, all masks at once."""
+    counts = [len(of_image) for of_image in masks]
+    return official_contours(join_runs([find_runs(of_image) for of_image in masks], counts), sum(counts))
 
 
 def official_contours(runs: Runs, num_masks: int) -> OfficialContours:
@@ -66,7 +84,9 @@ def official_contours(runs: Runs, num_masks: int) -> OfficialContours:
     return OfficialContours(centers.float(), pixels)
 
 
-def degree_bin_rays(contours: OfficialContours, points_px: Tensor, point_masks: Tensor, num_rays: int) -> Tensor:
+def degree_bin_rays(
+    contours: OfficialContours | WalkedContours, points_px: Tensor, point_masks: Tensor, num_rays: int
+) -> Tensor:
     """The farthest contour point in the whole degree of every ray, else in a neighbouring one (SPEC of that program).
 
     Args:
@@ -78,6 +98,8 @@ def degree_bin_rays(contours: OfficialContours, points_px: Tensor, point_masks: 
     Returns:
         (P, n) float32 px; `NO_HIT_PX` where no degree within 3 holds a point, 0 where only the point itself lies.
     """
+    if isinstance(contours, WalkedContours):
+        return walked_rays(contours, points_px, point_masks, num_rays)
     pixels = contours.pixels
     num_points, device = len(points_px), points_px.device
     first, count = (ranges.index_select(1, point_masks) for ranges in (pixels.first, pixels.num_pixels))
@@ -143,29 +165,8 @@ def _walk(runs: Runs) -> tuple[tuple[int, int], tuple[int, int]]:
     part = Runs(torch.zeros_like(runs.mask), runs.row - top, runs.x0 - left, runs.x1 - left)
     size = (1, int(part.row.max()) + 1, int(part.x1.max()))
     mask = paint_runs(part, size)[0].byte().cpu().numpy()
-    contours, _ = cv2.findContours(mask, cv2.RETR_TREE, cv2.CHAIN_APPROX_NONE)
-    contour = max(contours, key=cv2.contourArea)[:, 0].astype(np.float64) + (left, top)
-    return walked_center(contour), (int(contour[0, 0]), int(contour[0, 1]))
-
-
-def walked_center(contour_px: np.ndarray) -> tuple[int, int]:
-    """The truncated centroid of a polygon, or where it has no area the truncated mean of its points.
-
-    Sums run in double precision along the contour, from its closing edge on, as in the authors' program: where the
-    centroid is a whole number, their rounding errors decide on the pixel.
-
-    Args:
-        contour_px: (S, 2) x and y.
-    """
-    previous = np.roll(contour_px, 1, axis=0)
-    cross = (contour_px[:, 0] * previous[:, 1] - contour_px[:, 1] * previous[:, 0]) / 2
-    # cumsum adds one by one; sum would add in pairs.
-    area = cross.cumsum()[-1]
-    if area == 0:
-        mean = contour_px.mean(axis=0)
-        return int(mean[0]), int(mean[1])
-    weighted = (cross[:, None] * (contour_px + previous) / 3).cumsum(axis=0)[-1] / area
-    return int(weighted[0]), int(weighted[1])
+    contour = largest_contour(mask, (left, top))
+    return walked_center(contour.astype(float)), (int(contour[0, 0]), int(contour[0, 1]))
 
 
 def _run_of(runs: Runs, mask: int, x_y: tuple[int, int]) -> Tensor:

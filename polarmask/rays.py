@@ -14,13 +14,16 @@ Shape shorthand: M masks, P points, n rays, S sides, Q pairs of point and side.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from polarmask.cpu_pairs import cpu_pairs
+from polarmask.facings import FACINGS, Pairs
 from segzoo.geometry.outlines import Sides, outlines
 from segzoo.geometry.runs import Contacts, Runs, bounded_blocks, expand, expand_ranges
+from segzoo.geometry.windows import nonzero
 
 # The distance of a ray that meets nothing, as in the paper (section 3.2).
 NO_HIT_PX = 1e-6
@@ -28,43 +31,6 @@ NO_HIT_PX = 1e-6
 ANGLE_TOLERANCE = 1e-4
 # Pairs of point and side held at once; bounds the memory to some 200 MB.
 MAX_PAIRS = 2_000_000
-
-
-class Facing(NamedTuple):
-    """The geometry of sides that face one way.
-
-    is_vertical: sides on lines of one x, else of one y. is_upward: they face to larger values of it. quarter_turns:
-    angle of the direction they face. grows_with_angle: whether their other coordinate grows with the angle of a ray.
-    """
-
-    is_vertical: bool
-    is_upward: bool
-    quarter_turns: int
-    grows_with_angle: bool
-
-
-# In the order of `Sides.facing`: left, right, top, bottom.
-FACINGS = (
-    Facing(is_vertical=True, is_upward=False, quarter_turns=-1, grows_with_angle=True),
-    Facing(is_vertical=True, is_upward=True, quarter_turns=1, grows_with_angle=False),
-    Facing(is_vertical=False, is_upward=False, quarter_turns=2, grows_with_angle=False),
-    Facing(is_vertical=False, is_upward=True, quarter_turns=0, grows_with_angle=True),
-)
-
-
-class Pairs(NamedTuple):
-    """Points and sides that one of their rays may leave the mask through; all (Q,).
-
-    view: index of the facing, times the number of points, plus that of the point. offset_px: distance > 0 from it to
-    the side's line. start_px, end_px: where the side begins and ends along that line, seen from the point, by growing
-    angle. base: angle of the direction that the side faces, in units of the angle between rays.
-    """
-
-    view: Tensor
-    offset_px: Tensor
-    start_px: Tensor
-    end_px: Tensor
-    base: Tensor
 
 
 def ray_angles(num_rays: int, device: torch.device | None = None) -> Tensor:
@@ -100,16 +66,32 @@ def cast_rays(
     Returns:
         (P, n) float32 distances in pixels, `NO_HIT_PX` for a ray that meets nothing.
     """
+    return cast_to_sides(outlines(runs, contacts), points_px, point_masks, num_rays, max_pairs=max_pairs)
+
+
+def cast_to_sides(
+    sides: Sides, points_px: Tensor, point_masks: Tensor, num_rays: int, *, max_pairs: int = MAX_PAIRS
+) -> Tensor:
+    """`cast_rays` to the outlines of the masks."""
     distances = points_px.new_full((len(points_px), num_rays), NO_HIT_PX, dtype=torch.float32)
-    if len(runs.row) == 0 or len(points_px) == 0:
+    if len(sides.mask) == 0 or len(points_px) == 0:
         return distances
-    sides = outlines(runs, contacts)
+    blocks = (cpu_pairs if points_px.device.type == "cpu" else device_pairs)(
+        sides, points_px, point_masks, num_rays, max_pairs
+    )
+    for block, pairs in blocks:
+        _cast(distances[block], pairs)
+    return distances
+
+
+def device_pairs(
+    sides: Sides, points_px: Tensor, point_masks: Tensor, num_rays: int, max_pairs: int
+) -> Iterator[tuple[slice, Pairs]]:
+    """Blocks of points with their pairs; arguments as those of `cast_to_sides`."""
     first, count = _sides_beyond(sides, points_px, point_masks)
     lines, points_px = _seen_along_rays(sides), points_px.float()
     for block in bounded_blocks(count.sum(dim=0), max_pairs):
-        pairs = _make_pairs(lines, points_px[block], first[:, block], count[:, block], num_rays)
-        _cast(distances[block], pairs)
-    return distances
+        yield block, _make_pairs(lines, points_px[block], first[:, block], count[:, block], num_rays)
 
 
 def _sides_beyond(sides: Sides, points_px: Tensor, point_masks: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,7 +154,7 @@ def _cast(distances: Tensor, pairs: Pairs) -> None:
     first_ray = low.sub_(ANGLE_TOLERANCE).ceil_()
     hits = high.add_(ANGLE_TOLERANCE).floor_().sub_(first_ray).add_(1).long()
 
-    pair = hits.nonzero().squeeze(1)
+    pair = nonzero(hits)
     owner, position = expand(hits.index_select(0, pair))
     pair = pair.index_select(0, owner)
     ray = first_ray.index_select(0, pair) + position

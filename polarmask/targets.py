@@ -5,20 +5,22 @@ Shape shorthand: N images, M ground truths, R locations, P positives, K classes,
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from detectron2.structures import Instances
 from torch import Tensor
 
-from polarmask.official import degree_bin_rays, official_contours
-from polarmask.rays import NO_HIT_PX, cast_rays
-from segzoo.geometry.components import largest_parts
-from segzoo.geometry.runs import find_runs, join_runs
-from segzoo.modeling.fcos.assign import assign_batch, box_distances
+from polarmask.official import degree_bin_rays, find_contours
+from polarmask.rays import NO_HIT_PX, cast_to_sides
+from polarmask.shapes import find_shapes
+from segzoo.modeling.fcos.assign import assign_batch, box_distances, positives_around_centers
 from segzoo.modeling.fcos.locations import Locations
+
+# From where a box ends to the corner of its last pixel, as the authors' program counts.
+LAST_PIXEL = np.array([0, 0, 1, 1], np.float32)
 
 
 class TargetRule(NamedTuple):
@@ -63,60 +65,60 @@ def polar_targets(
         num_classes: K.
         rule: see `TargetRule`.
     """
-    counts = [len(instances) for instances in gt_instances]
-    runs = join_runs([find_runs(instances.gt_masks.tensor) for instances in gt_instances], counts)
+    masks = [instances.gt_masks.tensor for instances in gt_instances]
     if rule.is_official:
-        contours = official_contours(runs, sum(counts))
+        contours = find_contours(masks)
         centers = contours.centers_px
     else:
-        largest = largest_parts(runs, sum(counts))
-        centers = largest.centers_px
-    matched, boxes = _assign(locations, gt_instances, centers, rule)
+        shapes = find_shapes(masks, rule.parts)
+        centers = shapes.centers_px
+    positives, owners, boxes = _assign(locations, gt_instances, centers, rule)
     gt_classes = torch.cat([instances.gt_classes for instances in gt_instances])
-    positives = (matched >= 0).nonzero().squeeze(1)
-    owners = matched.index_select(0, positives)
     points = locations.points_px.index_select(0, positives % len(locations.points_px))
     distances = box_distances(points, boxes.index_select(0, owners))
     if rule.is_official:
         rays = degree_bin_rays(contours, points, owners, rule.num_rays)
     else:
-        if rule.parts == "all":
-            rays = cast_rays(runs, points, owners, rule.num_rays)
-        else:
-            rays = cast_rays(largest.runs, points, owners, rule.num_rays, contacts=largest.contacts)
+        rays = cast_to_sides(shapes.sides, points, owners, rule.num_rays)
         # Where all rays miss (specks seen from between two rays) there is nothing to learn: a centerness of 1e-6 / 1e-6
         # would call such a location the perfect centre.
         seen = (rays.amax(dim=1) > NO_HIT_PX).nonzero().squeeze(1)
         positives, owners, rays, distances = (x.index_select(0, seen) for x in (positives, owners, rays, distances))
-    classes = gt_classes.new_full((len(matched),), num_classes)
+    classes = gt_classes.new_full((len(masks) * len(locations.points_px),), num_classes)
     classes.index_copy_(0, positives, gt_classes.index_select(0, owners))
     return PolarTargets(classes, positives, rays, distances)
 
 
 def _assign(
     locations: Locations, gt_instances: Sequence[Instances], centers_px: Tensor, rule: TargetRule
-) -> tuple[Tensor, Tensor]:
-    """(N * R,) index of every location's ground truth in the batch, -1 for background, and the batch's (M, 4) boxes."""
-    boxes = torch.cat([instances.gt_boxes.tensor for instances in gt_instances])
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-    if rule.center == "box":
-        centers_px = (boxes[:, :2] + boxes[:, 2:]) / 2
-    if rule.is_official:
-        boxes = boxes - boxes.new_tensor([0, 0, 1, 1])
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(P,) positives and (P,) the ground truth of each in the batch, and the batch's (M, 4) boxes."""
     counts = [len(instances) for instances in gt_instances]
-    matched = assign_batch(
-        locations,
-        rule.sizes_of_interest,
-        boxes,
-        counts,
-        gt_centers=centers_px,
-        center_radius=rule.center_radius,
-        gt_areas=areas,
-    )
-    if rule.is_official and len(boxes):
+    boxes = torch.cat([instances.gt_boxes.tensor for instances in gt_instances])
+    corners, centers = boxes.cpu().numpy(), centers_px.cpu().numpy()
+    areas = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
+    if rule.center == "box":
+        centers = (corners[:, :2] + corners[:, 2:]) / 2
+    if rule.is_official:
+        corners = corners - LAST_PIXEL
+        boxes = torch.from_numpy(corners).to(boxes.device)
+    if rule.center_radius > 0:
+        found = positives_around_centers(
+            locations,
+            rule.sizes_of_interest,
+            corners,
+            counts,
+            centers=centers,
+            radius=rule.center_radius,
+            areas=areas,
+        )
+    else:
+        gt_areas = torch.from_numpy(areas).to(boxes.device)
+        matched = assign_batch(locations, rule.sizes_of_interest, boxes, counts, gt_areas=gt_areas).cpu().numpy()
+        found = np.stack((np.flatnonzero(matched >= 0), matched[matched >= 0]))
+    if rule.is_official:
         # In that program a first object with its centre in column 0 leaves the whole image without a positive.
-        starts = list(itertools.accumulate(counts, initial=0))[:-1]
-        first = torch.tensor([min(start, len(boxes) - 1) for start in starts], device=boxes.device)
-        is_blocked = centers_px.index_select(0, first)[:, :1] == 0
-        matched = torch.where(is_blocked, -1, matched.view(len(counts), -1)).flatten()
-    return matched, boxes
+        first = np.cumsum([0, *counts[:-1]])[np.repeat(np.arange(len(counts)), counts)]
+        found = found[:, (centers[first, 0] != 0)[found[1]]]
+    positives, owners = torch.from_numpy(found).to(boxes.device)
+    return positives, owners, boxes

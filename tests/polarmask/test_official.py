@@ -11,10 +11,12 @@ import torch
 from detectron2.structures import BitMasks, Boxes, Instances
 from pycocotools import mask as coco_mask
 
+from polarmask import official, walk
 from polarmask.decode import ContourRule, contour_rles, rays_to_contours, truncated_rles
-from polarmask.official import degree_bin_rays, official_contours, walked_center
-from polarmask.rays import NO_HIT_PX, cast_rays
+from polarmask.official import OfficialContours, degree_bin_rays, find_contours
+from polarmask.rays import MAX_PAIRS, NO_HIT_PX, cast_rays
 from polarmask.targets import TargetRule, polar_targets
+from polarmask.walk import WalkedContours, walked_center
 from segzoo.geometry.components import largest_parts
 from segzoo.geometry.masks import mask_boxes
 from segzoo.geometry.rle import encode_masks
@@ -72,22 +74,41 @@ def random_masks(seed: int, count: int, size: int = 40) -> torch.Tensor:
     return torch.from_numpy(np.stack(masks))
 
 
-def test_official_contours_equal_the_walk_on_random_masks() -> None:
+def points_of(contours: OfficialContours | WalkedContours, mask: int) -> set[tuple[int, int]]:
+    if isinstance(contours, WalkedContours):
+        return set(map(tuple, contours.points[mask].tolist()))
+    return set(map(tuple, contours.pixels.x_y[contours.pixels.mask == mask].tolist()))
+
+
+@pytest.mark.usefixtures("both_ways")
+def test_contours_equal_the_walk_on_random_masks() -> None:
     masks = random_masks(0, 300)
-    contours = official_contours(find_runs(masks), len(masks))
-    for k, mask in enumerate(masks.numpy()):
-        walked = official_contour(mask)
+    # Two images, and an empty mask.
+    masks[40] = False
+    contours = find_contours([masks[:100], masks[100:]])
+    assert contours.centers_px[40].tolist() == [0, 0]
+    assert points_of(contours, 40) == set()
+    for k in set(range(300)) - {40}:
+        walked = official_contour(masks[k].numpy())
         assert tuple(contours.centers_px[k].tolist()) == center_slowly(walked), k
-        points = contours.pixels.x_y[contours.pixels.mask == k].tolist()
-        assert set(map(tuple, points)) == set(map(tuple, walked.astype(int).tolist())), k
+        assert points_of(contours, k) == set(map(tuple, walked.astype(int).tolist())), k
 
 
+@pytest.mark.usefixtures("both_ways")
+def test_contours_of_no_mask_are_none() -> None:
+    contours = find_contours([torch.zeros(0, 40, 40, dtype=torch.bool)] * 2)
+    assert contours.centers_px.shape == (0, 2)
+    none = torch.zeros(0, dtype=torch.int64)
+    assert degree_bin_rays(contours, torch.zeros(0, 2), none, 36).shape == (0, 36)
+
+
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("size", [(3, 3), (1, 9), (9, 1), (21, 11), (2, 2), (8, 5)])
 def test_official_contours_of_symmetric_shapes_round_as_the_walk_does(size: tuple[int, int]) -> None:
     for left, top in ((0, 0), (7, 30), (61, 3)):
         mask = torch.zeros(1, 64, 96, dtype=torch.bool)
         mask[0, top : top + size[0], left : left + size[1]] = True
-        center = official_contours(find_runs(mask), 1).centers_px[0].tolist()
+        center = find_contours([mask]).centers_px[0].tolist()
         assert tuple(center) == center_slowly(official_contour(mask[0].numpy()))
 
 
@@ -98,10 +119,14 @@ def test_walked_center_sums_from_the_closing_edge_on() -> None:
         assert walked_center(polygon) == center_slowly(polygon)
 
 
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize("max_pairs", [MAX_PAIRS, 500])
 @pytest.mark.parametrize("num_rays", [18, 36, 72])
-def test_degree_bin_rays_equal_the_slow_oracle(num_rays: int) -> None:
+def test_degree_bin_rays_equal_the_slow_oracle(num_rays: int, max_pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (official, walk):
+        monkeypatch.setattr(module, "MAX_PAIRS", max_pairs)
     masks = random_masks(1, 12)
-    contours = official_contours(find_runs(masks), len(masks))
+    contours = find_contours([masks])
     rng = np.random.default_rng(2)
     # Between the pixels: at whole offsets of 45 degrees the last bit of atan2 decides, which differs within an array.
     points = torch.from_numpy(rng.integers(-4, 44, (48, 2)) + (0.25, 0.4375)).float()
@@ -112,10 +137,11 @@ def test_degree_bin_rays_equal_the_slow_oracle(num_rays: int) -> None:
         assert rays == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_degree_bin_rays_at_the_only_contour_point_is_zero_along_ray_0_only() -> None:
     mask = torch.zeros(1, 16, 16, dtype=torch.bool)
     mask[0, 5, 9] = True
-    contours = official_contours(find_runs(mask), 1)
+    contours = find_contours([mask])
     rays = degree_bin_rays(contours, torch.tensor([[9.0, 5.0]]), torch.tensor([0]), 36)
     assert rays[0, 0] == 0
     assert (rays[0, 1:] == torch.tensor(NO_HIT_PX)).all()
@@ -129,6 +155,7 @@ def instances_of(masks: torch.Tensor) -> Instances:
     return instances
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_official_targets_of_a_first_object_centred_in_column_0_have_no_positive() -> None:
     masks = torch.zeros(2, 64, 64, dtype=torch.bool)
     masks[0, 20:60, 0:2] = True
@@ -156,11 +183,11 @@ def mean_iou(masks: torch.Tensor, centers: torch.Tensor, rays: torch.Tensor, rul
     return float(np.mean([coco_mask.iou([theirs], [ours], [0])[0, 0] for theirs, ours in pairs]))
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_exact_rays_beat_degree_bins_by_ten_points_of_iou_on_small_blobs() -> None:
     rng = np.random.default_rng(0)
     masks = torch.from_numpy(np.stack([blob(8, rng) for _ in range(100)]))
-    runs, owners = find_runs(masks), torch.arange(100)
-    contours, largest = official_contours(runs, 100), largest_parts(runs, 100)
+    contours, largest, owners = find_contours([masks]), largest_parts(find_runs(masks), 100), torch.arange(100)
     bins = degree_bin_rays(contours, contours.centers_px, owners, 36)
     official = mean_iou(masks, contours.centers_px, bins, ContourRule(is_official=True))
     rays = cast_rays(largest.runs, largest.centers_px, owners, 36)

@@ -13,7 +13,10 @@ from polarmask.targets import TargetRule, polar_targets
 from segzoo.geometry.components import largest_parts
 from segzoo.geometry.masks import mask_boxes
 from segzoo.geometry.runs import find_runs
+from segzoo.modeling.fcos.assign import assign_batch
 from segzoo.modeling.fcos.locations import Locations, compute_locations
+
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 NUM_CLASSES, SIZES, RADIUS = 5, [16, 32, 64], 1.5
 CPU = torch.device("cpu")
@@ -141,6 +144,18 @@ def test_polar_targets_sample_around_the_mass_or_the_box_centre() -> None:
         points = locations.points_px[targets.positives]
         assert len(points) >= 4
         assert ((points - torch.as_tensor(expected)).abs() < RADIUS * 4).all()
+
+
+@pytest.mark.parametrize("is_official", [False, True])
+def test_polar_targets_without_a_radius_take_all_of_the_box(batch: list[Instances], is_official: bool) -> None:
+    locations, counts = pyramid((96, 128)), [len(instances) for instances in batch]
+    targets = polar_targets(locations, batch, NUM_CLASSES, TargetRule(36, SIZES, 0.0, is_official=is_official))
+    last_pixel = torch.tensor([0.0, 0, 1, 1]) * is_official
+    boxes = torch.cat([instances.gt_boxes.tensor for instances in batch])
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+    matched = assign_batch(locations, SIZES, boxes - last_pixel, counts, gt_areas=areas)
+    assert torch.equal(targets.positives, (matched >= 0).nonzero().squeeze(1))
+    assert len(targets.positives) > len(targets_of(locations, batch, is_official=is_official).positives) > 0
 
 
 def test_official_polar_targets_have_boxes_that_end_at_the_last_pixel() -> None:

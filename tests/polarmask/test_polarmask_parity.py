@@ -13,15 +13,15 @@ from detectron2.structures import BitMasks, Boxes, Instances
 
 from polarmask.decode import rays_to_contours
 from polarmask.losses import polar_centerness, polar_iou_loss
-from polarmask.official import degree_bin_rays, official_contours, walked_center
+from polarmask.official import degree_bin_rays, find_contours
 from polarmask.polar_head import PolarMaps
 from polarmask.polarmask import PolarMask
 from polarmask.rays import ray_angles
 from polarmask.targets import PolarTargets, TargetRule, polar_targets
+from polarmask.walk import WalkedContours, walked_center
 from projects import get_cfg
 from segzoo.config import merge_config
 from segzoo.engine.weights import load_weights
-from segzoo.geometry.runs import find_runs
 from segzoo.modeling.fcos.locations import compute_locations, map_sizes
 from tools import convert_weights
 
@@ -47,20 +47,23 @@ def official_targets(image: dict[str, Any], masks: torch.Tensor) -> PolarTargets
     return polar_targets(compute_locations(image["featmap_sizes"], STRIDES, CPU), [instances], NUM_CLASSES, RULE)
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_official_contours_centres_and_rays_equal_the_authors(parity: ModuleType) -> None:
     samples = parity.load("polarmask_rays_single")
     assert len(samples) == 14
     for sample in samples:
-        contours = official_contours(find_runs(parity.unpack(sample["mask_packed"])[None]), 1)
+        contours = find_contours([parity.unpack(sample["mask_packed"])[None]])
         assert contours.centers_px[0].tolist() == sample["center_xy"], sample["name"]
         assert walked_center(sample["contour"].double().numpy()) == tuple(sample["center_xy"]), sample["name"]
-        found = set(map(tuple, contours.pixels.x_y.tolist()))
+        points = contours.points[0] if isinstance(contours, WalkedContours) else contours.pixels.x_y
+        found = set(map(tuple, points.tolist()))
         assert found == set(map(tuple, sample["contour"].long().tolist())), sample["name"]
         points = sample["points_xy"]
         rays = degree_bin_rays(contours, points, torch.zeros(len(points), dtype=torch.int64), 36)
         torch.testing.assert_close(rays, sample["dists"], rtol=0, atol=1e-3, msg=sample["name"])
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_official_targets_equal_the_authors_at_all_locations(parity: ModuleType) -> None:
     for image in parity.load("polarmask_targets_image"):
         targets = official_targets(image, parity.unpack(image["masks_packed"]))

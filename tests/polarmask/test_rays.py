@@ -15,6 +15,8 @@ from segzoo.geometry.polygons import polygons_to_rles
 from segzoo.geometry.rle import RLEMasks
 from segzoo.geometry.runs import find_runs
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 FIRST = torch.zeros(1, dtype=torch.int64)
 
 

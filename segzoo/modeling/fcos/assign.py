@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -105,9 +106,6 @@ def assign_batch(
 ) -> Tensor:
     """`assign_locations` for all images of a batch.
 
-    A square of half side r strides covers at most 2 r + 1 cells of a row of a level. Where only squares around centres
-    are sampled nothing else is looked at: the cost grows with the ground truths and not with the locations.
-
     Args:
         locations: R cells, the same for all images.
         sizes_of_interest: see `size_ranges`.
@@ -123,73 +121,89 @@ def assign_batch(
     if gt_areas is None:
         gt_areas = (gt_boxes[:, 2:] - gt_boxes[:, :2]).prod(dim=1)
     if center_radius > 0:
-        return _assign_around_centers(
-            locations, sizes_of_interest, gt_boxes, num_gts, gt_centers, center_radius, gt_areas
+        columns = torch.cat((gt_boxes, gt_centers, gt_areas[:, None]), dim=1)
+        boxes, centers, areas = np.split(columns.to(locations.points_px.dtype).cpu().numpy(), [4, 6], axis=1)
+        found = positives_around_centers(
+            locations, sizes_of_interest, boxes, num_gts, centers=centers, radius=center_radius, areas=areas[:, 0]
         )
-    matched, start = [], 0
+        places, owners = torch.from_numpy(found).to(gt_boxes.device)
+        matched = owners.new_full((len(num_gts) * len(locations.points_px),), -1)
+        return matched.index_copy_(0, places, owners)
+    per_image, start = [], 0
     for count in num_gts:
         own = slice(start, start + count)
         owners = assign_locations(locations, sizes_of_interest, gt_boxes[own], gt_areas=gt_areas[own])
-        matched.append(torch.where(owners < 0, -1, owners + start))
+        per_image.append(torch.where(owners < 0, -1, owners + start))
         start += count
-    return torch.cat(matched)
+    return torch.cat(per_image)
 
 
-def _assign_around_centers(
+def positives_around_centers(
     locations: Locations,
     sizes_of_interest: Sequence[float],
-    gt_boxes: Tensor,
+    boxes: np.ndarray,
     num_gts: Sequence[int],
-    gt_centers: Tensor,
-    center_radius: float,
-    gt_areas: Tensor,
-) -> Tensor:
-    num_gts_in_all, num_locations = len(gt_boxes), len(locations.points_px)
-    gt, location = _positive_cells(locations, sizes_of_interest, gt_boxes, gt_centers, center_radius)
-    images = [image for image, count in enumerate(num_gts) for _ in range(count)]
-    first_place = torch.tensor(images, dtype=torch.int64, device=gt.device) * num_locations
-    place = first_place.index_select(0, gt) + location
+    *,
+    centers: np.ndarray,
+    radius: float,
+    areas: np.ndarray,
+) -> np.ndarray:
+    """`assign_batch` for sampling around centres, as the positives alone.
+
+    A square of half side r strides covers at most 2 r + 1 cells of a row of a level. Only these are looked at: the cost
+    grows with the ground truths and not with the locations. They are so few that numpy makes the positives on the host,
+    whatever the device, in less time than the calls on a device would take to start.
+
+    Args:
+        locations, sizes_of_interest, num_gts: see `assign_batch`.
+        boxes, centers, areas: float32 (M, 4), (M, 2) and (M,) of all images.
+        radius: in strides, > 0.
+
+    Returns:
+        (2, P) int64: places of the positives among the N * R locations, ascending, and their ground truths among all M.
+    """
+    gt, location = _positive_cells(locations, sizes_of_interest, boxes, centers, radius)
+    place = np.repeat(np.arange(len(num_gts)), num_gts)[gt] * len(locations.points_px) + location
     # Of several ground truths a location takes the first one in this order: by size, of equally small ones by index.
-    order = gt_areas.to(locations.points_px.dtype).argsort(stable=True)
-    rank = torch.empty_like(order).scatter_(0, order, torch.arange(num_gts_in_all, device=order.device))
-    best = order.new_full((len(num_gts) * num_locations,), num_gts_in_all)
-    best.scatter_reduce_(0, place, rank.index_select(0, gt), "amin")
-    return torch.cat((order, order.new_full((1,), -1))).index_select(0, best)
+    order = np.lexsort((gt, areas[gt], place))
+    found = np.stack((place[order], gt[order]))
+    is_first = np.ones(len(place), bool)
+    np.not_equal(found[0, 1:], found[0, :-1], out=is_first[1:])
+    return found[:, is_first]
 
 
 def _positive_cells(
-    locations: Locations, sizes_of_interest: Sequence[float], boxes: Tensor, centers: Tensor, radius: float
-) -> tuple[Tensor, Tensor]:
+    locations: Locations, sizes_of_interest: Sequence[float], boxes: np.ndarray, centers: np.ndarray, radius: float
+) -> tuple[np.ndarray, np.ndarray]:
     """(Q,) and (Q,): every ground truth with the locations that are positive for it, when alone.
 
     A location's distances to the sides, and to the centre, are looked at along x and along y before the cells near a
     centre are spread out into rows and columns.
     """
     levels = [number for number, size in enumerate(locations.map_sizes) if min(size) > 0]
-    starts = [_first_cells(locations)[level] for level in levels]
     limits = [-1.0, *sizes_of_interest, math.inf]
-    sizes = torch.tensor([locations.map_sizes[level][::-1] for level in levels], device=centers.device)[:, None]
-    ranges = torch.tensor([limits[level : level + 2] for level in levels], device=centers.device)[..., None, None]
-    first_cell = torch.tensor(starts, device=centers.device)
-    strides = locations.strides_px.index_select(0, first_cell)[:, None]
+    # (L, 1, 2), (L, 1) and (L, 2, 1, 1).
+    sizes = np.array([locations.map_sizes[level][::-1] for level in levels])[:, None]
+    ranges = np.array([limits[level : level + 2] for level in levels], boxes.dtype)[..., None, None]
+    first_cell = np.array(_first_cells(locations))[levels]
+    strides = locations.strides_px[torch.from_numpy(first_cell)].cpu().numpy()[:, None]
     # One cell more on both sides than rounding errors can need.
-    steps = torch.arange(math.ceil(2 * radius) + 2, device=centers.device)[:, None]
-    corner = (centers[:, None] / strides - (0.5 + radius)).floor()
-    corner = corner.clamp(min=-len(steps)).minimum(sizes[:, 0]).long()
+    steps = np.arange(math.ceil(2 * radius) + 2)[:, None]
+    corner = np.floor(centers[:, None] / strides - boxes.dtype.type(0.5 + radius))
+    corner = corner.clip(-len(steps), sizes[:, 0]).astype(np.int64)
     # (M, L, steps, 2) columns and rows.
     cell = corner[:, :, None] + steps
-    position = (cell + 0.5) * strides[:, None]
+    position = (cell + 0.5).astype(boxes.dtype) * strides[:, None]
     to_low, to_high = position - boxes[:, None, None, :2], boxes[:, None, None, 2:] - position
-    is_near = (position - centers[:, None, None]).abs() < radius * strides[:, None]
-    is_near &= (cell >= 0) & (cell < sizes) & (torch.minimum(to_low, to_high) > 0)
-    (is_near_x, is_near_y), (reach_x, reach_y) = is_near.unbind(-1), torch.maximum(to_low, to_high).unbind(-1)
+    is_near = np.abs(position - centers[:, None, None]) < boxes.dtype.type(radius) * strides[:, None]
+    is_near &= (cell >= 0) & (cell < sizes) & (np.minimum(to_low, to_high) > 0)
+    reach = np.maximum(to_low, to_high)
     # (M, L, rows, columns).
-    reach = torch.maximum(reach_y[..., :, None], reach_x[..., None, :])
+    reach = np.maximum(reach[..., 1][..., :, None], reach[..., 0][..., None, :])
     is_positive = (reach >= ranges[:, 0]) & (reach <= ranges[:, 1])
-    is_positive &= is_near_y[..., :, None] & is_near_x[..., None, :]
-    location = (cell[..., 1] * sizes[..., 0] + first_cell[:, None])[..., :, None] + cell[..., 0][..., None, :]
-    pair = is_positive.flatten().nonzero().squeeze(1)
-    return pair // (len(levels) * len(steps) ** 2), location.flatten().index_select(0, pair)
+    is_positive &= is_near[..., 1][..., :, None] & is_near[..., 0][..., None, :]
+    gt, level, row, column = is_positive.nonzero()
+    return gt, first_cell[level] + cell[gt, level, row, 1] * sizes[level, 0, 0] + cell[gt, level, column, 0]
 
 
 def _first_cells(locations: Locations) -> list[int]:
