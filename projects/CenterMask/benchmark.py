@@ -43,7 +43,7 @@ def benchmark_shape(
     batch: int = BATCH,
     size: tuple[int, int] = MAP_SIZE,
 ) -> Iterator[Comparison]:
-    """Time and memory of a batch's shapes at the centres of its objects and of the map of all shapes (Must show 3).
+    """Time and memory of a batch's shapes at the centres of its objects and of the map of all shapes.
 
     Raises:
         TrainingError: the two differ by more than 1e-5.

@@ -102,7 +102,7 @@ def pixel(x: int, y: int) -> np.ndarray:
     return mask
 
 
-# Issue 5, "Must show" 5; the rules are those of centermask/targets.py.
+# The rules are those of centermask/targets.py.
 HARD = {
     "no objects": [],
     "a pixel": [pixel(61, 33)],
