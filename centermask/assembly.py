@@ -10,6 +10,8 @@ channels, S side of a shape, H, W size of the stride-4 map, Q pairs of an object
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -196,7 +198,6 @@ def assemble_masks(
     output_size: tuple[int, int],
     threshold: float,
     budget_mb: float,
-    origin_px: tuple[float, float] = (0.0, 0.0),
 ) -> RLEMasks:
     """Masks of detections at output size: the pixels of a box whose product of shape and saliency is large enough.
 
@@ -208,11 +209,10 @@ def assemble_masks(
         saliency: (Cs, H, W) logits of one image, or None.
         boxes_px: (D, 4) xyxy in pixels of the network's input, finite.
         channels: (D,) int64 saliency channel of each detection.
-        input_size: (height, width) of the image in the network's input, without padding.
+        input_size: (height, width) of the image in the network's input, without the padding at its right and bottom.
         output_size: (height, width) of the masks.
         threshold: pixels at or above it belong to the mask.
         budget_mb: MiB held at once; one column of the output is always allowed.
-        origin_px: (x, y) of the image's corner in the network's input, for images with padding on all sides.
 
     Raises:
         ValueError: neither shapes nor saliency are given.
@@ -220,14 +220,14 @@ def assemble_masks(
     if shapes is None and saliency is None:
         raise ValueError("neither shapes nor saliency are given")
     step_px = boxes_px.new_tensor([inner / max(outer, 1) for inner, outer in zip(input_size[::-1], output_size[::-1])])
-    origin = boxes_px.new_tensor(origin_px)
-    boxes = (boxes_px - origin.repeat(2)) / step_px.repeat(2)
+    boxes = boxes_px / step_px.repeat(2)
     # Transposed, as run lengths go down the columns.
     shapes = None if shapes is None else shapes.float().transpose(1, 2)
     saliency = None if saliency is None else saliency.float().transpose(1, 2)
     edges: list[list[np.ndarray]] = [[] for _ in range(len(boxes))]
-    is_stacked = boxes.device.type != "cpu"
-    for tiles in cut_tiles(*_box_ranges(boxes, output_size), int(budget_mb * 2**20) // BYTES_PER_PIXEL, is_stacked):
+    map_size = max(((maps.shape[1], maps.shape[2]) for maps in (shapes, saliency) if maps is not None), key=math.prod)
+    ranges, max_pixels = _box_ranges(boxes, output_size), int(budget_mb * 2**20) // BYTES_PER_PIXEL
+    for tiles in cut_tiles(*ranges, max_pixels, map_size, is_stacked=boxes.device.type != "cpu"):
         own_boxes, pixels = boxes[tiles.owner], tile_pixels(tiles)
         probability = boxes.new_ones(())
         if shapes is not None:
@@ -235,7 +235,7 @@ def assemble_masks(
             places = [_place_in_shape(x, own_boxes[:, axis::2, None], side) for axis, x in enumerate(pixels)]
             probability = resample(shapes[tiles.owner], *places).sigmoid_()
         if saliency is not None:
-            places = [(x * step_px[axis] + origin[axis]) / MAP_STRIDE for axis, x in enumerate(pixels)]
+            places = [x * (step_px[axis] / MAP_STRIDE) for axis, x in enumerate(pixels)]
             probability = probability * resample(saliency[channels[tiles.owner]], *places).sigmoid_()
         for number, found in find_edges(probability >= threshold, tiles, output_size[0]):
             edges[number].append(found)

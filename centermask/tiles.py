@@ -1,6 +1,7 @@
 """Parts of many boxes' pixels as stacks of rectangles of bounded size, columns first.
 
-Shape shorthand: D detections, T tiles of a stack, w, h columns and rows of its largest tile, H rows of the image.
+Shape shorthand: D detections, T tiles of a stack, w, h columns and rows of its largest tile, H rows of the image, W, H
+columns and rows of a map.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ class Tiles(NamedTuple):
     height: Tensor
 
 
-def cut_tiles(first: Tensor, counts: Tensor, max_pixels: int, is_stacked: bool) -> Iterator[Tiles]:
+def cut_tiles(
+    first: Tensor, counts: Tensor, max_pixels: int, map_size: tuple[int, int], *, is_stacked: bool
+) -> Iterator[Tiles]:
     """Stacks of tiles that cover D rectangles; those of a detection come from left to right.
 
     Tiles of similar height share a stack on a GPU; on a CPU each is better alone, where it stays in the cache and
@@ -36,12 +39,15 @@ def cut_tiles(first: Tensor, counts: Tensor, max_pixels: int, is_stacked: bool) 
         first: (D, 2) first column and row of each rectangle.
         counts: (D, 2) number of its columns and rows, at least 1.
         max_pixels: of a stack, its padding included; one column is always allowed.
+        map_size: (W, H) of the largest map that tiles are resampled from. Each tile of a stack holds one, first whole,
+            then with the tile's columns and all of its rows: neither takes more than `max_pixels` in a stack.
         is_stacked: whether a stack may hold several tiles.
     """
+    map_width, map_height = map_size
     tiles = []
     # One transfer for all rectangles.
     for owner, (left, top, width, height) in enumerate(torch.cat((first, counts), dim=1).tolist()):
-        step = max(1, max_pixels // height)
+        step = max(1, max_pixels // max(height, map_height))
         tiles += [(owner, left + x, top, min(step, width - x), height) for x in range(0, width, step)]
     if is_stacked:
         tiles.sort(key=lambda tile: tile[-1])
@@ -51,7 +57,8 @@ def cut_tiles(first: Tensor, counts: Tensor, max_pixels: int, is_stacked: bool) 
         while is_stacked and stop < len(tiles):
             # The last one is the highest.
             widest = max(widest, tiles[stop][3])
-            if (stop + 1 - start) * widest * tiles[stop][4] > max_pixels:
+            pixels = max(widest * max(tiles[stop][4], map_height), map_width * map_height)
+            if (stop + 1 - start) * pixels > max_pixels:
                 break
             stop += 1
         yield Tiles(*torch.tensor(tiles[start:stop], device=first.device).unbind(dim=1))

@@ -219,10 +219,8 @@ def random_detections(count: int, input_size: tuple[int, int], side: int = 6) ->
 
 
 @pytest.mark.parametrize("kind", ["both", "shapes", "saliency"])
-@pytest.mark.parametrize(("output_size", "origin"), [((40, 60), (0, 0)), ((31, 90), (0, 0)), ((25, 33), (3.5, 2.0))])
-def test_masks_at_output_size_equal_the_slow_oracle(
-    kind: str, output_size: tuple[int, int], origin: tuple[float, float]
-) -> None:
+@pytest.mark.parametrize("output_size", [(40, 60), (31, 90), (25, 33)])
+def test_masks_at_output_size_equal_the_slow_oracle(kind: str, output_size: tuple[int, int]) -> None:
     input_size = (40, 60)
     shapes, saliency, boxes, channels = random_detections(10, input_size)
     found = assemble_masks(
@@ -231,10 +229,9 @@ def test_masks_at_output_size_equal_the_slow_oracle(
         output_size=output_size,
         threshold=0.4,
         budget_mb=1.0,
-        origin_px=origin,
     ).to_tensor()
     scale = np.array(input_size) / np.array(output_size)
-    outputs = (boxes - torch.tensor([*origin, *origin])) / torch.tensor([scale[1], scale[0], scale[1], scale[0]])
+    outputs = boxes / torch.tensor([scale[1], scale[0], scale[1], scale[0]])
     total = 0
     for number, box in enumerate(outputs.tolist()):
         inside = set(pixels_of(box, output_size))
@@ -244,7 +241,7 @@ def test_masks_at_output_size_equal_the_slow_oracle(
             if kind != "saliency":
                 product /= 1 + math.exp(-shape_at(shapes[number], box, y + 0.5, x + 0.5))
             if kind != "shapes":
-                row, column = (y + 0.5) * scale[0] + origin[1], (x + 0.5) * scale[1] + origin[0]
+                row, column = (y + 0.5) * scale[0], (x + 0.5) * scale[1]
                 logit = bilinear(saliency[channels[number]].double().numpy(), row / 4, column / 4)
                 product /= 1 + math.exp(-logit)
             if abs(product - 0.4) > 1e-4:
@@ -270,19 +267,21 @@ def test_masks_at_the_size_of_the_map_are_those_that_training_sees() -> None:
     assert found.any()
 
 
+def stack_tiles(monkeypatch: pytest.MonkeyPatch, is_stacked: bool) -> None:
+    """Stacks are what a GPU works on."""
+    cut_tiles = assembly.cut_tiles
+    monkeypatch.setattr(assembly, "cut_tiles", lambda *given, **_: cut_tiles(*given, is_stacked=is_stacked))
+
+
 @pytest.mark.parametrize("budget_mb", [0.0, 0.02, 0.3, 64.0])
 @pytest.mark.parametrize("is_stacked", [False, True])
 def test_masks_do_not_depend_on_budget_or_stacks_and_are_pycocotools_own(
     budget_mb: float, is_stacked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stacks are what a GPU works on."""
     inputs = random_detections(25, (64, 96))
     sizes: dict[str, Any] = {"input_size": (64, 96), "output_size": (120, 150), "threshold": 0.4}
     whole = assemble_masks(*inputs, **sizes, budget_mb=64.0)
-    cut_tiles = assembly.cut_tiles
-    monkeypatch.setattr(
-        assembly, "cut_tiles", lambda first, counts, limit, _: cut_tiles(first, counts, limit, is_stacked)
-    )
+    stack_tiles(monkeypatch, is_stacked)
     assert assemble_masks(*inputs, **sizes, budget_mb=budget_mb).rles == whole.rles
     assert encode_masks(whole.to_tensor()) == whole.rles
     assert whole.to_tensor().any(dim=2).any(dim=1).sum() > 10
@@ -312,3 +311,21 @@ def test_case_49_masks_of_a_12_megapixel_image_stay_within_the_budget(count: int
     peak = peak_memory_mb(lambda: assemble_masks(shapes, saliency, boxes, channels, **sizes, budget_mb=16.0))
     # Beside the budget the ends of the runs.
     assert peak < 24 + count * 0.8
+
+
+@pytest.mark.parametrize("is_stacked", [False, True])
+def test_case_49_small_objects_on_large_maps_stay_within_the_budget(
+    is_stacked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each tile of a stack holds a map of its own, which may be much larger than its pixels."""
+    stack_tiles(monkeypatch, is_stacked)
+    size, count = (1000, 1000), 24
+    shapes, saliency = torch.randn(count, 8, 8), torch.randn(1, 250, 250)
+    corners = torch.rand(count, 2) * 900
+    boxes = torch.cat((corners, corners + 40), dim=1)
+    # As wide as the image, but low: few pixels, and all rows of the map in between.
+    boxes[::8] = torch.tensor([0.0, 700, 1000, 703])
+    sizes: dict[str, Any] = {"input_size": size, "output_size": size, "threshold": 0.4}
+    channels = torch.zeros(count).long()
+    peak = peak_memory_mb(lambda: assemble_masks(shapes, saliency, boxes, channels, **sizes, budget_mb=6.0))
+    assert peak < 6
