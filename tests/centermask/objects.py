@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from centermask.assembly import assemble_masks
 from centermask.soft_masks import soft_masks, union_masks
+from centermask.targets import collect_objects
 from segzoo.geometry.masks import mask_boxes
 
 # A trained network is hardly ever surer.
@@ -32,9 +34,17 @@ def logits_of(probabilities: Tensor) -> Tensor:
     return torch.logit(probabilities.clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY))
 
 
-def true_maps(masks: Tensor, classes: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(M, S, S) shape logits, (K, H, W) saliency logits at stride 4 and (M, 4) boxes of (M, h, w) bool masks."""
+def true_maps(masks: Tensor, classes: Tensor, side: int, clips_boxes: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """(M, S, S) shape logits, (K, H, W) saliency logits at stride 4 and (M, 4) boxes of (M, h, w) bool masks.
+
+    With `clips_boxes` the boxes are those of the training targets, which end where the last cell begins, for
+    objects that are targets at all.
+    """
     boxes = mask_boxes(masks)
+    if clips_boxes:
+        sample = Instances(tuple(masks.shape[1:]), gt_boxes=Boxes(boxes), gt_classes=classes)
+        objects, _ = collect_objects([sample], (-(-masks.shape[1] // 4), -(-masks.shape[2] // 4)), len(masks))
+        boxes[objects.order] = objects.boxes * 4
     crops = [mask[y0:y1, x0:x1] for mask, (x0, y0, x1, y1) in zip(masks, boxes.int().tolist(), strict=True)]
     shapes = torch.stack([area_averages(crop, side) for crop in crops])
     # Padded to a multiple of 32, as a network's input.
@@ -44,9 +54,9 @@ def true_maps(masks: Tensor, classes: Tensor, side: int) -> tuple[Tensor, Tensor
     return logits_of(shapes), logits_of(unions), boxes
 
 
-def round_trip(masks: Tensor, classes: Tensor, side: int, threshold: float = 0.4) -> Tensor:
+def round_trip(masks: Tensor, classes: Tensor, side: int, threshold: float = 0.4, clips_boxes: bool = False) -> Tensor:
     """(M,) IoU of masks with what their own shapes and saliency are assembled to, at the masks' size."""
-    shapes, saliency, boxes = true_maps(masks, classes, side)
+    shapes, saliency, boxes = true_maps(masks, classes, side, clips_boxes)
     size = (masks.shape[1], masks.shape[2])
     found = assemble_masks(
         *(shapes, saliency, boxes, classes),

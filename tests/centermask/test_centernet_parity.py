@@ -15,11 +15,13 @@ from centermask.centermask import CenterMask
 from centermask.convert import CONVERTERS
 from centermask.decode import center_boxes, find_peaks
 from centermask.losses import L1_MARGIN, MIN_PROBABILITY, focal_loss, l1_loss
-from centermask.maps import gather_cells
+from centermask.maps import MAP_STRIDE, gather_cells
 from centermask.targets import Objects, collect_objects, gaussian_radius, heatmap_targets
 from projects import get_cfg
 from segzoo.config import merge_config
+from segzoo.data.centering import CenterInside, results_entry
 from segzoo.engine.renaming import rename
+from segzoo.modeling.fcos.decode import output_scale
 
 pytestmark = pytest.mark.reference
 NUM_CLASSES, SIDE = 80, 128
@@ -225,12 +227,16 @@ def test_number_of_peaks_equals_the_authors(stored: dict[str, Any]) -> None:
 
 
 def test_boxes_in_the_image_equal_the_authors(stored: dict[str, Any]) -> None:
-    """Through the affine map of the fixed-size test: the longer side of the image fills the map."""
-    meta = stored["post_meta"]
+    """By the fixed-size test of an image whose longer side fills the map, as CenterNet's c and s say."""
+    (center_x, center_y), longer = stored["post_meta"]["c"], stored["post_meta"]["s"]
+    height, width = int(2 * center_y), int(2 * center_x)
+    assert longer == max(height, width)
+    resize = CenterInside((4 * SIDE, 4 * SIDE))
+    entry = results_entry(resize, height, width)
+    scale = output_scale(resize.size, (entry["height"], entry["width"]), torch.device("cpu")).double()
+    corner = torch.tensor(entry["window"][:2], dtype=torch.float64)
     found = decoded(stored, 100).double()
-    scale = meta["s"] / meta["out"][0]
-    shift = torch.tensor([meta["c"][0] - meta["s"] / 2, meta["c"][1] - meta["s"] / 2]).repeat(2)
-    boxes = found[..., :4] * scale + shift
+    boxes = found[..., :4] * MAP_STRIDE * scale.repeat(2) - corner.repeat(2)
     # Theirs are listed by class.
     for image, theirs in enumerate(stored["post"]):
         ours = torch.cat((boxes[image], found[image, :, 4:]), dim=1)
