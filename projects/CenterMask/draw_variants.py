@@ -141,7 +141,7 @@ def mean_iou(found: Instances, scene: Scene) -> float:
 
 
 def draw_masks(image: np.ndarray, masks: np.ndarray, boxes: Tensor, classes: Tensor, scene: Scene) -> np.ndarray:
-    """Masks, boxes and class names in the colours of the objects that they belong to, the first ones on top.
+    """Masks, boxes and class names in the colours of the objects that they belong to, small ones on top.
 
     Args:
         image: (H, W, 3) uint8 BGR.
@@ -153,7 +153,8 @@ def draw_masks(image: np.ndarray, masks: np.ndarray, boxes: Tensor, classes: Ten
         instance_color(owner) if iou >= MIN_MATCH_IOU else UNMATCHED_COLOR
         for iou, owner in zip(ious.tolist(), owners.tolist(), strict=True)
     ]
-    for index in reversed(range(len(masks))):
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+    for index in areas.argsort(descending=True).tolist():
         image = draw_mask(image, masks[index], colors[index])
     for (left, top, right, bottom), color, kind in zip(boxes.tolist(), colors, classes.tolist(), strict=True):
         image = draw_boxes(image, np.array([left, top, right, bottom]), color)
@@ -181,7 +182,8 @@ def explain_mask(model: CenterMask, scene: Scene, index: int) -> dict[str, np.nd
     maps = model.dense_outputs(images.tensor)[-1]
     chosen = _closest(model.detect(maps, [size])[0], scene.boxes[index], int(scene.classes[index]))
     shapes, channels = model.shapes_of(maps, chosen, 0), saliency_channels_of(chosen.classes, model.objective)
-    assert shapes is not None and maps.saliency is not None
+    assert shapes is not None
+    assert maps.saliency is not None
     saliency, boxes = enlarge_saliency(maps.saliency[0], size), chosen.boxes_px
     canvases = {
         "local shape": shape_canvas(shapes, boxes, size),

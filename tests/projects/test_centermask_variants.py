@@ -16,6 +16,8 @@ from detectron2.structures import Boxes, Instances
 
 from centermask.centermask import CenterMask
 from centermask.decode import Detections
+from centermask.maps import MAP_STRIDE, CenterMaps
+from centermask.objective import saliency_channels_of
 from projects import get_cfg
 from projects.CenterMask import draw_variants
 from projects.CenterMask.draw_variants import (
@@ -37,6 +39,7 @@ from segzoo.data.image_io import read_image
 from segzoo.data.scenes.writer import SCENES_V1_SPLITS
 from segzoo.errors import ConfigError, SegZooError
 from segzoo.visualization import draw_heat, instance_color
+from tests.centermask.objects import true_maps
 
 SIDE_PX, TITLE_PX, GAP_PX = 256, 18, 4
 SMALL = [
@@ -125,7 +128,9 @@ def test_the_sheet_has_a_panel_a_variant_and_three_for_each_of_the_pair(
         for column in range(3):
             top, left = row * (SIDE_PX + TITLE_PX + GAP_PX), column * (SIDE_PX + GAP_PX)
             assert (sheet[top : top + TITLE_PX, left : left + SIDE_PX] < 128).any()
-    expected = draw_masks(draw_variants._calm(scene.image, draw_variants.FADED), scene.masks, scene.boxes, scene.classes, scene)
+    expected = draw_masks(
+        draw_variants._calm(scene.image, draw_variants.FADED), scene.masks, scene.boxes, scene.classes, scene
+    )
     assert np.array_equal(panels[1], expected)
 
 
@@ -146,7 +151,9 @@ def test_runs_that_are_absent_or_of_another_variant_are_refused(
     with pytest.raises(ConfigError, match=r"'SALIENCY_LOSS_WEIGHT': 1\.0"):
         load_variant(str(tmp_path), "both_agnostic")
     (Path(runs) / "both_agnostic" / "config.yaml").rename(tmp_path / "kept.yaml")
-    (Path(runs) / "both_agnostic" / "config.yaml").write_text((Path(runs) / "both_specific" / "config.yaml").read_text())
+    (Path(runs) / "both_agnostic" / "config.yaml").write_text(
+        (Path(runs) / "both_specific" / "config.yaml").read_text()
+    )
     try:
         with pytest.raises(ConfigError, match="'SALIENCY': 'class_specific'"):
             load_variant(runs, "both_agnostic")
@@ -215,6 +222,58 @@ def test_the_explained_detection_is_the_closest_one_of_the_class(
     monkeypatch.setattr(model, "detect", lambda *_: [Detections(*(column[:1] for column in detections))])
     with pytest.raises(SegZooError, match="detects no leaf"):
         explain_mask(model, scene, index)
+
+
+def make_perfect(model: CenterMask, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has a model predict the maps that the ground truth asks for."""
+    masks, objective = torch.from_numpy(scene.masks), model.objective
+    channels = saliency_channels_of(scene.classes, objective)
+    shapes, saliency, boxes_px = true_maps(masks, channels, side=32)
+    boxes = boxes_px / MAP_STRIDE
+    centers, sizes = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    cells = centers.long()
+    heatmap = torch.full((1, objective.num_classes, 64, 64), -9.0)
+    offset, size = torch.zeros(2, 1, 2, 64, 64)
+    x, y = cells.T
+    heatmap[0, scene.classes, y, x] = 3.0
+    offset[0, :, y, x], size[0, :, y, x] = (centers - cells).T, sizes.T
+    own_saliency = saliency[None] if objective.saliency_channels else None
+    maps = CenterMaps(heatmap, offset, size, own_saliency, torch.zeros(1, 8, 64, 64))
+
+    def shapes_of(_: CenterMaps, detections: Detections, image: int) -> torch.Tensor:
+        assert image == 0
+        owners = (detections.cells[:, None] == cells).all(dim=2).float().argmax(dim=1)
+        return shapes[owners]
+
+    monkeypatch.setattr(model, "dense_outputs", lambda _: [maps])
+    if model.heads[0].shape is not None:
+        monkeypatch.setattr(model, "shapes_of", shapes_of)
+
+
+def test_of_perfect_maps_shape_and_saliency_together_give_the_best_masks(
+    models: dict[str, CenterMask], scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for model in models.values():
+        make_perfect(model, scene, monkeypatch)
+    found = {name: find_instances(model, scene) for name, model in models.items()}
+    assert {len(instances) for instances in found.values()} == {len(scene.masks)}
+    ious = {name: mean_iou(instances, scene) for name, instances in found.items()}
+    # Everything in a box is salient, objects of other classes too; local shapes part what one map for all joins.
+    assert ious["saliency_only"] < 0.75
+    assert min(ious["shape_only"], ious["both_agnostic"], ious["both_specific"]) > 0.93
+    # Each of the pair is told from the other in its own panel.
+    heats: list[np.ndarray] = []
+    monkeypatch.setattr(draw_variants, "draw_heat", lambda image, heat, **_: heats.append(heat) or image)
+    for index in PAIR:
+        explain_mask(models["both_agnostic"], scene, index)
+    for index, other, (shape, saliency, product) in zip(PAIR, PAIR[::-1], (heats[:3], heats[3:]), strict=True):
+        in_box = saliency > 0
+        own, others = scene.masks[index], scene.masks[other] & in_box
+        assert saliency[own].mean() > 0.9
+        assert saliency[others].mean() > 0.9
+        assert product[own].mean() > 0.9
+        assert product[others].mean() < 0.1
+        assert (product <= shape).all()
 
 
 def test_only_detections_above_the_least_score_are_drawn(models: dict[str, CenterMask], scene: Scene) -> None:
