@@ -1,4 +1,4 @@
-"""PolarMask's training targets for a whole batch, on the device.
+"""PolarMask's training targets for a whole batch: rays on its device, the few candidates around centres on the host.
 
 Shape shorthand: N images, M ground truths, R locations, P positives, K classes, n rays.
 """
@@ -97,7 +97,7 @@ def _assign(
     boxes = torch.cat([instances.gt_boxes.tensor for instances in gt_instances])
     corners, centers = boxes.cpu().numpy(), centers_px.cpu().numpy()
     areas = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
-    if rule.center == "box":
+    if rule.center == "box" and not rule.is_official:
         centers = (corners[:, :2] + corners[:, 2:]) / 2
     if rule.is_official:
         corners = corners - LAST_PIXEL
@@ -116,7 +116,7 @@ def _assign(
         gt_areas = torch.from_numpy(areas).to(boxes.device)
         matched = assign_batch(locations, rule.sizes_of_interest, boxes, counts, gt_areas=gt_areas).cpu().numpy()
         found = np.stack((np.flatnonzero(matched >= 0), matched[matched >= 0]))
-    if rule.is_official:
+    if rule.is_official and (centers[:, 0] == 0).any():
         # In that program a first object with its centre in column 0 leaves the whole image without a positive.
         first = np.cumsum([0, *counts[:-1]])[np.repeat(np.arange(len(counts)), counts)]
         found = found[:, (centers[first, 0] != 0)[found[1]]]

@@ -46,30 +46,21 @@ def walk_contours(masks: Sequence[Tensor]) -> WalkedContours:
     num_masks = sum(map(len, masks))
     centers = np.zeros((num_masks, 2), np.float32)
     points = [np.zeros((0, 2), np.int32)] * num_masks
-    windows = batch_windows(masks)
-    for index, left, top, pixels in windows:
+    for index, left, top, pixels in batch_windows(masks):
         points[index] = largest_contour(pixels, (left, top))
-    filled = [window.mask for window in windows]
-    if filled:
-        centers[filled] = _truncated_centers([points[index] for index in filled])
+        centers[index] = _truncated_center(points[index])
     return WalkedContours(torch.from_numpy(centers), points)
 
 
-def _truncated_centers(contours: list[np.ndarray]) -> np.ndarray:
-    """(M, 2) `walked_center` of every contour (S >= 1): in exact integers, where rounding errors cannot decide."""
-    end = np.cumsum([len(contour) for contour in contours])
-    start = np.concatenate(([0], end[:-1]))
-    points = np.concatenate(contours).T.astype(np.int64)
-    previous = np.empty_like(points)
-    previous[:, 1:] = points[:, :-1]
-    previous[:, start] = points[:, end - 1]
-    cross = points[0] * previous[1] - points[1] * previous[0]
-    moments = np.add.reduceat(cross * (points + previous), start, axis=1)
-    divisor = 3 * np.add.reduceat(cross, start)
-    centers, remainders = np.divmod(moments, np.where(divisor == 0, 1, divisor))
-    for index in ((remainders == 0).any(axis=0) | (divisor == 0)).nonzero()[0]:
-        centers[:, index] = walked_center(contours[index].astype(np.float64))
-    return centers.T
+def _truncated_center(contour: np.ndarray) -> tuple[int, int]:
+    """`walked_center` of a contour, from exact integers where rounding errors cannot decide."""
+    moments = cv2.moments(contour)
+    # OpenCV adds up whole numbers in double precision and divides them by 2 and by 6 in the end.
+    area = round(2 * moments["m00"])
+    if area == 0:
+        return walked_center(contour.astype(np.float64))
+    (x, x_rest), (y, y_rest) = (divmod(round(6 * moments[key]), 3 * area) for key in ("m10", "m01"))
+    return (x, y) if x_rest and y_rest else walked_center(contour.astype(np.float64))
 
 
 def largest_contour(mask: np.ndarray, offset: tuple[int, int]) -> np.ndarray:
@@ -107,28 +98,26 @@ def walked_rays(contours: WalkedContours, points_px: Tensor, point_masks: Tensor
     order = point_masks.numpy().argsort(kind="stable")
     masks, points = point_masks.numpy()[order], points_px.numpy()[order]
     num_pairs = np.array([len(contour) for contour in contours.points], np.int64)[masks]
-    # A row a degree, so that one ray of all points lies side by side.
-    farthest = np.full((NUM_DEGREES + 2 * NUM_MISSES, len(points)), -1.0, np.float32)
+    farthest = np.full((len(points), NUM_DEGREES + 2 * NUM_MISSES), -1.0, np.float32)
     for block in _bounded_blocks(num_pairs):
         x, y = _offsets(contours.points, points[block], masks[block], int(num_pairs[block].sum()))
-        # In the authors' precision, and by the function that the device's targets use: bins must not depend on it.
+        # In the authors' precision, by the device's function: along a degree's border the last bit decides.
         degrees = torch.atan2(torch.from_numpy(x), torch.from_numpy(y)).numpy()
         degrees *= 180
         degrees /= math.pi
         degrees += (degrees < 0) * np.float32(360)
         slot = degrees.astype(np.int64)
-        slot *= len(points)
-        slot += np.repeat(order[block], num_pairs[block])
+        slot += np.repeat(order[block] * farthest.shape[1] + NUM_MISSES, num_pairs[block])
         x *= x
         y *= y
         x += y
-        np.maximum.at(farthest[NUM_MISSES:].reshape(-1), slot, x)
+        np.maximum.at(farthest.reshape(-1), slot, x)
     degrees = np.arange(num_rays) * (360 // num_rays) + np.array(DEGREE_OFFSETS)[:, None]
-    # (offsets, n, P); the first offset with a point is taken.
-    choices = farthest[degrees + NUM_MISSES]
-    squares = np.take_along_axis(choices, (choices >= 0).argmax(axis=0)[None], axis=0)[0]
+    # (P, offsets, n); the first offset with a point is taken.
+    choices = farthest[:, degrees + NUM_MISSES]
+    squares = np.take_along_axis(choices, (choices >= 0).argmax(axis=1)[:, None], axis=1)[:, 0]
     lengths = np.where(squares >= 0, np.sqrt(np.abs(squares)), np.float32(NO_HIT_PX))
-    return torch.from_numpy(np.ascontiguousarray(lengths.T))
+    return torch.from_numpy(lengths)
 
 
 def _bounded_blocks(num_pairs: np.ndarray) -> list[slice]:

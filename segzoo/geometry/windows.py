@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# Pixels in an int64, and the most such words of pixels that all are 1 whose sum is below 2 ** 64.
 WORD = torch.int64.itemsize
+MAX_SUMMED_WORDS = 255
 
 
 class Window(NamedTuple):
@@ -54,8 +56,12 @@ def _rows_with_pixels(masks: Tensor) -> np.ndarray:
     """(M, H) bool; the only pass over all pixels, eight at a time where the rows allow it."""
     is_in_words = masks.is_contiguous() and masks.shape[2] % WORD == 0 and masks.storage_offset() % WORD == 0
     if is_in_words:
-        # Pixels are bytes of 0 and 1, so that only a clear row adds up to 0.
-        return masks.view(torch.int64).sum(dim=2).numpy().astype(bool)
+        # Flat, as sides of length 1 may have any stride.
+        words = masks.flatten().view(torch.int64).view(*masks.shape[:2], -1)
+        # Pixels are bytes of 0 and 1, so that only a clear row adds up to 0, unless it is so long that the sum may come
+        # back to 0; the maximum takes half as long again.
+        total = words.sum(dim=2) if words.shape[2] <= MAX_SUMMED_WORDS else words.amax(dim=2)
+        return total.numpy().astype(bool)
     return np.logical_or.reduce(masks.numpy(), axis=2)
 
 
@@ -93,9 +99,15 @@ def largest_part(window: Window) -> Part:
     if len(contours) == 1:
         return _frame(window, contours[0])
     contours, _ = cv2.findContours(window.pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    largest, largest_size = None, 0
     # OpenCV lists contours from the last to the first; a contour begins with its first pixel.
-    parts = [_fill(window, contour) for contour in sorted(contours, key=lambda contour: contour[0, 0, ::-1].tolist())]
-    return max(parts, key=lambda part: np.count_nonzero(part.frame))
+    for contour in sorted(contours, key=lambda contour: contour[0, 0, ::-1].tolist()):
+        part = _fill(window, contour)
+        size = int(np.count_nonzero(part.frame))
+        if size > largest_size:
+            largest, largest_size = part, size
+    assert largest is not None
+    return largest
 
 
 def whole_part(window: Window) -> Part:

@@ -31,6 +31,24 @@ def test_tight_windows_of_a_slice_that_begins_between_words_are_right() -> None:
     assert (index, left, top, pixels.tolist()) == (1, 5, 2, [[1]])
 
 
+@pytest.mark.parametrize("start", range(0, 16, 3))
+def test_tight_windows_of_long_rows_keep_every_row(start: int) -> None:
+    # Added up as words, 255 or 256 pixels at each place of a word overflow to 0.
+    masks = torch.zeros(1, 3, 2304, dtype=torch.bool)
+    masks[0, 0, start : start + 2041] = masks[0, 1, 7:2048:8] = True
+    ((_, left, top, pixels),) = tight_windows(masks)
+    left_end, right_end = min(start, 7), max(start + 2041, 2048)
+    assert (left, top, pixels.shape) == (left_end, 0, (2, right_end - left_end))
+
+
+@pytest.mark.parametrize("strides", [(39, 13, 1), (8, 1, 1), (3, 8, 1)])
+def test_tight_windows_of_one_row_may_have_any_stride(strides: tuple[int, int, int]) -> None:
+    masks = torch.zeros(40, dtype=torch.bool).as_strided((1, 1, 8), strides)
+    masks[0, 0, 2:5] = True
+    ((_, left, top, pixels),) = tight_windows(masks)
+    assert (left, top, pixels.tolist()) == (2, 0, [[1, 1, 1]])
+
+
 def test_batch_windows_number_masks_through_the_batch() -> None:
     filled, empty = torch.ones(2, 3, 4, dtype=torch.bool), torch.zeros(1, 3, 4, dtype=torch.bool)
     assert [window.mask for window in batch_windows([filled, empty, filled[:0], filled])] == [0, 1, 3, 4]

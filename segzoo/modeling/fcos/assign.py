@@ -5,6 +5,7 @@ Shape shorthand: N images, R locations, M ground truths, L levels, Q pairs. All 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -152,7 +153,7 @@ def positives_around_centers(
 
     A square of half side r strides covers at most 2 r + 1 cells of a row of a level. Only these are looked at: the cost
     grows with the ground truths and not with the locations. They are so few that numpy makes the positives on the host,
-    whatever the device, in less time than the calls on a device would take to start.
+    whatever the device: some 50 calls on arrays of a few hundred numbers, for one copy of the boxes.
 
     Args:
         locations, sizes_of_interest, num_gts: see `assign_batch`.
@@ -180,13 +181,8 @@ def _positive_cells(
     A location's distances to the sides, and to the centre, are looked at along x and along y before the cells near a
     centre are spread out into rows and columns.
     """
-    levels = [number for number, size in enumerate(locations.map_sizes) if min(size) > 0]
-    limits = [-1.0, *sizes_of_interest, math.inf]
-    # (L, 1, 2), (L, 1) and (L, 2, 1, 1).
-    sizes = np.array([locations.map_sizes[level][::-1] for level in levels])[:, None]
-    ranges = np.array([limits[level : level + 2] for level in levels], boxes.dtype)[..., None, None]
-    first_cell = np.array(_first_cells(locations))[levels]
-    strides = locations.strides_px[torch.from_numpy(first_cell)].cpu().numpy()[:, None]
+    sizes, ranges, first_cell = _level_tables(locations.map_sizes, tuple(sizes_of_interest))
+    strides = locations.strides_px[first_cell.tolist()].cpu().numpy()[:, None]
     # One cell more on both sides than rounding errors can need.
     steps = np.arange(math.ceil(2 * radius) + 2)[:, None]
     corner = np.floor(centers[:, None] / strides - boxes.dtype.type(0.5 + radius))
@@ -206,6 +202,18 @@ def _positive_cells(
     return gt, first_cell[level] + cell[gt, level, row, 1] * sizes[level, 0, 0] + cell[gt, level, column, 0]
 
 
-def _first_cells(locations: Locations) -> list[int]:
-    """The index of every level's first cell among all locations."""
-    return list(itertools.accumulate((height * width for height, width in locations.map_sizes), initial=0))[:-1]
+@functools.lru_cache(maxsize=256)
+def _level_tables(
+    map_sizes: tuple[tuple[int, int], ...], sizes_of_interest: tuple[float, ...]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the L levels that have a cell: (L, 1, 2) width and height, (L, 2, 1, 1) float32 range of the largest distance
+    to a side, and (L,) index of the first cell among all locations."""
+    levels = [number for number, size in enumerate(map_sizes) if min(size) > 0]
+    limits = [-1.0, *sizes_of_interest, math.inf]
+    sizes = np.array([map_sizes[level][::-1] for level in levels])[:, None]
+    ranges = np.array([limits[level : level + 2] for level in levels], np.float32)[..., None, None]
+    first = list(itertools.accumulate((height * width for height, width in map_sizes), initial=0))
+    first_cell = np.array([first[level] for level in levels])
+    for table in (sizes, ranges, first_cell):
+        table.setflags(write=False)
+    return sizes, ranges, first_cell
