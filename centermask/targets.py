@@ -7,7 +7,7 @@ that its coordinates are cut off to.
 What is no object for the centre part:
 
 * a box without a width or a height once it is clipped. Every mask has a box of at least a pixel, a quarter of a cell,
-  so that this only meets objects within the last cell of the batch;
+  so that this only meets objects within the last cell of the batch's maps, which are as large as its largest image's;
 * objects of an image beyond the first MAX_OBJECTS, in the order of the sample.
 
 Both are counted. An object of one pixel has a Gaussian of radius 0, its peak alone. Two objects of one class with their
