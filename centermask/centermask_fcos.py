@@ -50,7 +50,7 @@ from segzoo.modeling.preprocess import ImagePreprocessor
 class MaskRule(NamedTuple):
     """How masks are trained and cut out.
 
-    mask_weight, saliency_weight: factors of the losses; at 0 the saliency is not supervised directly. max_masks: positive
+    mask_weight, saliency_weight: factors of the losses; 0: no direct supervision of the saliency. max_masks: positive
     locations of an image that masks are trained at. threshold: of shape x saliency. budget_mb: MiB held at once while
     masks are made.
     """
