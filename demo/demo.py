@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threshold", type=float, default=0.3, help="detections with a lower score are left out "
                         "(default 0.3; PolarMask's scores reach 1.5)")  # fmt: skip
     parser.add_argument("--rays", action="store_true", help="draw PolarMask's centres and rays beside the instances")
-    parser.add_argument("--maps", action="store_true", help="draw the maps behind the best instance (OrienMask)")
+    parser.add_argument("--maps", action="store_true", help="draw the maps behind the best instances")
     parser.add_argument("--class-names", nargs="+", default=None, metavar="NAME", help="else those of the data set")
     parser.add_argument("--json", action="store_true", help="print a summary as one JSON object in the last line")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys, last")

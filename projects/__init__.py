@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
+import centermask
+import centermask.convert
 import orienmask
 import orienmask.convert
 import polarmask
@@ -11,9 +13,9 @@ import polarmask.convert
 from segzoo.config import get_segzoo_cfg
 
 # One entry a method: the package registers its meta-architectures on import and has add_config(cfg).
-METHODS = (polarmask, orienmask)
+METHODS = (polarmask, orienmask, centermask)
 # Formats of released weights, for tools/convert_weights.py; the first that knows a file takes it.
-CONVERTERS = (*polarmask.convert.CONVERTERS, *orienmask.convert.CONVERTERS)
+CONVERTERS = (*polarmask.convert.CONVERTERS, *orienmask.convert.CONVERTERS, *centermask.convert.CONVERTERS)
 
 
 def get_cfg() -> CfgNode:

@@ -15,6 +15,7 @@ from segzoo.errors import ConfigError
 
 def add_segzoo_config(cfg: CfgNode) -> None:
     """Adds the keys that SegZoo knows beyond Detectron2's own, with their defaults."""
+    _add_resize_keys(cfg)
     _add_input_keys(cfg)
     _add_solver_keys(cfg)
     _add_test_keys(cfg)
@@ -23,13 +24,16 @@ def add_segzoo_config(cfg: CfgNode) -> None:
     _add_engine_keys(cfg)
 
 
-def _add_input_keys(cfg: CfgNode) -> None:
+def _add_resize_keys(cfg: CfgNode) -> None:
     # How an image reaches the network: "shortest_edge" (MIN_SIZE_*, MAX_SIZE_*), "fixed" (FIXED_SIZE,
-    # ratio not kept) or "letterbox" (FIXED_SIZE, ratio kept, padded at the right and the bottom).
+    # ratio not kept), "letterbox" (FIXED_SIZE, ratio kept, padded at the right and the bottom), or as CenterNet tests:
+    # "fix_res" (FIXED_SIZE, ratio kept, centred on black) or "keep_res" (its own size, centred on black).
     cfg.INPUT.RESIZE = "shortest_edge"
-    # (height, width) of the "fixed" and "letterbox" resize.
+    # (height, width) of the "fixed", "letterbox" and "fix_res" resize.
     cfg.INPUT.FIXED_SIZE = (768, 1280)
-    # What training does instead: "" (as RESIZE) or "canvas" (see CANVAS).
+    # "keep_res": sides become the next larger multiple of this, px; 32 for DLA, 128 for an hourglass.
+    cfg.INPUT.KEEP_RES_MULTIPLE = 32
+    # What training does instead: "" (as RESIZE), "canvas" (see CANVAS) or "warp" (see WARP).
     cfg.INPUT.RESIZE_TRAIN = ""
     # RESIZE_TRAIN "canvas": the image at a random scale and place on a canvas of FIXED_SIZE, as OrienMask is trained.
     cfg.INPUT.CANVAS = CfgNode()
@@ -43,6 +47,15 @@ def _add_input_keys(cfg: CfgNode) -> None:
     cfg.INPUT.CANVAS.MAX_SHRINK = 0.75
     # The canvas's colour, red, green, blue from 0 to 255 whatever INPUT.FORMAT is (ImageNet's mean); rounded.
     cfg.INPUT.CANVAS.PAD_RGB = (123.675, 116.28, 103.53)
+    # RESIZE_TRAIN "warp": a window of random size and place, warped to FIXED_SIZE, as CenterNet is trained.
+    cfg.INPUT.WARP = CfgNode()
+    # Size of the window, 1 = it just shows the whole image; one is chosen.
+    cfg.INPUT.WARP.SCALES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
+    # How far inside of the image the window's centre lies at least, px; halved where the image is too small.
+    cfg.INPUT.WARP.BORDER = 128
+
+
+def _add_input_keys(cfg: CfgNode) -> None:
     # Random crop in training, before the resize.
     cfg.INPUT.RANDOM_CROP = CfgNode()
     # Probability of a crop; 0 = off.
@@ -73,6 +86,8 @@ def _add_input_keys(cfg: CfgNode) -> None:
     cfg.INPUT.COLOR_JITTER.CONTRAST = 0.0
     cfg.INPUT.COLOR_JITTER.SATURATION = 0.0
     cfg.INPUT.COLOR_JITTER.HUE = 0.0
+    # Then a shift of all pixels along the principal components of COCO's colours; deviation of its strength.
+    cfg.INPUT.COLOR_JITTER.LIGHTING = 0.0
     # More instances than this in a training image are cut to a random (seeded, logged) subset; bounds memory.
     cfg.INPUT.MAX_INSTANCES = 300
     # What an undecodable image does in training: "error" stops and names it, "skip" takes another and counts.
@@ -207,6 +222,9 @@ def _add_engine_keys(cfg: CfgNode) -> None:
     cfg.DATASETS.TRAIN_IMAGES = ""
     cfg.DATASETS.VAL_JSON = ""
     cfg.DATASETS.VAL_IMAGES = ""
+    # Of VAL_JSON: "coco", "lvis", or "lvis_cocofied" (LVIS's annotations of COCO's 80 classes); the last two are
+    # measured by LVIS's rule and need the package lvis.
+    cfg.DATASETS.VAL_FORMAT = "coco"
     # Periodic checkpoints that are kept; older ones are deleted. The best and the final one always stay.
     cfg.SOLVER.CHECKPOINT_KEEP = 3
     # Iterations between two lines of the log, of metrics.json and of TensorBoard.

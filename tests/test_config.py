@@ -18,7 +18,8 @@ from segzoo.errors import ConfigError
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_config_merges(path: Path) -> None:
     cfg = merge_config(get_cfg(), str(path))
-    assert path.stem.startswith("Base") or cfg.MODEL.META_ARCHITECTURE in ("FCOS", "PolarMask", "MaskRCNN", "OrienMask")
+    known = ("FCOS", "PolarMask", "MaskRCNN", "OrienMask", "CenterMask", "CenterMaskFCOS")
+    assert path.stem.startswith("Base") or cfg.MODEL.META_ARCHITECTURE in known
 
 
 def test_polarmask_r50_is_the_recipe_of_the_paper(repository: Path) -> None:
@@ -30,6 +31,20 @@ def test_polarmask_r50_is_the_recipe_of_the_paper(repository: Path) -> None:
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (90000, (60000, 80000))
     assert (cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.WEIGHT_DECAY_BIAS, cfg.SOLVER.BIAS_LR_FACTOR) == (1e-4, 0.0, 2.0)
     assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN) == ((800,), 1333)
+
+
+@pytest.mark.parametrize("leaf", ["R101", "R101_DCN", "X101", "X101_DCN"])
+@pytest.mark.parametrize("schedule", ["", "_2x"])
+def test_centermask_fcos_is_the_recipe_of_fcos(leaf: str, schedule: str, repository: Path) -> None:
+    cfg = merge_config(get_cfg(), str(repository / f"configs/centermask_fcos_{leaf}{schedule}.yaml"))
+    assert cfg.MODEL.META_ARCHITECTURE == "CenterMaskFCOS"
+    assert (cfg.SOLVER.OPTIMIZER, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == ("SGD", 16, 0.01)
+    assert (180_000 if schedule else 90_000, 1333) == (cfg.SOLVER.MAX_ITER, cfg.INPUT.MAX_SIZE_TRAIN)
+    assert ((640, 800) if schedule else (800,)) == cfg.INPUT.MIN_SIZE_TRAIN
+    assert (cfg.MODEL.FCOS.CENTER_SAMPLING_RADIUS, cfg.MODEL.FCOS.NMS_THRESH_TEST) == (0.0, 0.6)
+    assert cfg.MODEL.FCOS.DEFORMABLE is leaf.endswith("DCN") is cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE[3]
+    assert (101, 64 if leaf.startswith("X") else 1) == (cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.NUM_GROUPS)
+    assert (cfg.MODEL.CENTERMASK_FCOS.SHAPE_SIZE, cfg.MODEL.CENTERMASK_FCOS.SALIENCY) == (32, "class_specific")
 
 
 @pytest.mark.parametrize(("leaf", "norm"), [("orienmask_D53", "SyncBN"), ("orienmask_D53_base", "BN")])
@@ -61,6 +76,7 @@ def test_orienmask_d53_augments_as_its_authors_do(leaf: str, repository: Path) -
             {
                 "strengths": {"brightness": 0.2, "contrast": 0.5, "saturation": 0.5, "hue": 0.1},
                 "image_format": "RGB",
+                "lighting": 0.0,
             },
         ),
         (RandomCrop, {"prob": 0.5, "min_area": 0.64}),

@@ -2,6 +2,7 @@
 
     python tools/benchmark.py targets [--method polarmask] [--repeats 15] [--threads 1] [--device cpu] [--json]
     python tools/benchmark.py decode
+    python tools/benchmark.py shape     (CenterMask's local shapes at object centres beside the map of all shapes)
 
 Both run in turns in one process on the same input, after their results were compared; only the ratio says something
 about the program, the times belong to the machine.
@@ -24,6 +25,8 @@ import torch
 from segzoo.errors import ConfigError, SegZooError
 from segzoo.evaluation.timing import Comparison
 
+# What can be timed -> the method that is meant unless another is named.
+DEFAULT_METHODS = {"targets": "polarmask", "decode": "polarmask", "shape": "centermask"}
 PROJECTS = Path(__file__).resolve().parents[1] / "projects"
 
 
@@ -34,8 +37,10 @@ def methods_with_benchmarks() -> dict[str, str]:
 
 def build_argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["targets", "decode"], help="what to time")
-    parser.add_argument("--method", choices=list(methods_with_benchmarks()), default="polarmask")
+    parser.add_argument("part", choices=list(DEFAULT_METHODS), help="what to time")
+    parser.add_argument(
+        "--method", choices=list(methods_with_benchmarks()), help="default: polarmask, of shape centermask"
+    )
     parser.add_argument("--repeats", type=int, default=15, help="timed turns (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
     parser.add_argument("--device", default="cpu", help='device of ours, "cpu" or "cuda"; the oracle needs the CPU')
@@ -75,6 +80,7 @@ def run(part: str, method: str, repeats: int, threads: int, device_name: str) ->
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     args = build_argument_parser().parse_args(arguments)
+    args.method = args.method or DEFAULT_METHODS[args.part]
     try:
         rows = run(args.part, args.method, args.repeats, args.threads, args.device)
     except SegZooError as error:

@@ -12,14 +12,16 @@ import numpy as np
 from detectron2.config import CfgNode
 from fvcore.transforms.transform import NoOpTransform, Transform
 
+from segzoo.data.centering import CenterInside, CenterUnscaled
+from segzoo.data.colors import ColorJitter
 from segzoo.data.random_windows import ResizeOntoCanvas, build_canvas, build_random_crop
 from segzoo.data.transforms import (
     DEFAULT_RESAMPLING,
-    ColorTransform,
     FlipTransform,
     Resampling,
     ResizeTransform,
 )
+from segzoo.data.warps import RandomWarp, build_warp
 from segzoo.errors import ConfigError
 
 
@@ -124,29 +126,6 @@ class RandomFlip:
         return NoOpTransform()
 
 
-class ColorJitter:
-    """Random brightness, contrast, saturation (factors 1 +- s), hue (+- turns), in random order; 0 leaves one out."""
-
-    def __init__(
-        self, brightness: float, contrast: float, saturation: float, hue: float, image_format: str = "BGR"
-    ) -> None:
-        strengths = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
-        for name, strength in strengths.items():
-            limit = 0.5 if name == "hue" else 1.0
-            if not 0.0 <= strength <= limit:
-                raise ConfigError(f"INPUT.COLOR_JITTER.{name.upper()} is {strength}", f"use 0 to {limit}")
-        self.strengths = {name: strength for name, strength in strengths.items() if strength > 0}
-        self.image_format = image_format
-
-    def get_transform(self, image: np.ndarray, rng: np.random.Generator, boxes: np.ndarray | None = None) -> Transform:
-        """Draws every amount and their order."""
-        steps = []
-        for name, strength in self.strengths.items():
-            neutral = 0.0 if name == "hue" else 1.0
-            steps.append((name, neutral + float(rng.uniform(-strength, strength))))
-        return ColorTransform([steps[k] for k in rng.permutation(len(steps))], self.image_format)
-
-
 def shortest_edge_size(height: int, width: int, shortest_edge: int, max_size: int) -> tuple[int, int]:
     """Detectron2's rule for the new (height, width), px; never below 1. A `shortest_edge` of 0 changes nothing."""
     if shortest_edge == 0:
@@ -157,23 +136,36 @@ def shortest_edge_size(height: int, width: int, shortest_edge: int, max_size: in
     return _scaled_size(height, width, scale)
 
 
-def build_resize(cfg: CfgNode, is_train: bool) -> ResizeShortestEdge | ResizeFixed | ResizeInside | ResizeOntoCanvas:
+Resize = ResizeShortestEdge | ResizeFixed | ResizeInside | CenterInside | CenterUnscaled | ResizeOntoCanvas | RandomWarp
+# INPUT.RESIZE and what training may do instead.
+RESIZES = ("shortest_edge", "fixed", "letterbox", "fix_res", "keep_res")
+TRAIN_RESIZES = ("", "canvas", "warp")
+
+
+def build_resize(cfg: CfgNode, is_train: bool) -> Resize:
     """The resize of cfg.INPUT.RESIZE, or in training that of cfg.INPUT.RESIZE_TRAIN where it is given.
 
     Raises:
         ConfigError: an unknown mode or rule, or impossible sizes.
     """
     mode, resampling = cfg.INPUT.RESIZE, build_resampling(cfg)
-    if cfg.INPUT.RESIZE_TRAIN not in ("", "canvas"):
-        raise ConfigError(f"INPUT.RESIZE_TRAIN is {cfg.INPUT.RESIZE_TRAIN!r}", "use '' (as INPUT.RESIZE) or 'canvas'")
-    if is_train and cfg.INPUT.RESIZE_TRAIN == "canvas":
-        return build_canvas(cfg, _checked_size(tuple(cfg.INPUT.FIXED_SIZE)), resampling)
+    if cfg.INPUT.RESIZE_TRAIN not in TRAIN_RESIZES:
+        raise ConfigError(
+            f"INPUT.RESIZE_TRAIN is {cfg.INPUT.RESIZE_TRAIN!r}", "use '' (as INPUT.RESIZE), 'canvas' or 'warp'"
+        )
+    if mode not in RESIZES:
+        raise ConfigError(f"INPUT.RESIZE is {mode!r}", f"use one of {', '.join(map(repr, RESIZES))}")
+    if is_train and cfg.INPUT.RESIZE_TRAIN:
+        build = build_canvas if cfg.INPUT.RESIZE_TRAIN == "canvas" else build_warp
+        return build(cfg, _checked_size(tuple(cfg.INPUT.FIXED_SIZE)), resampling)
     if mode == "fixed":
         return ResizeFixed(tuple(cfg.INPUT.FIXED_SIZE), resampling)
     if mode == "letterbox":
         return ResizeInside(tuple(cfg.INPUT.FIXED_SIZE), resampling)
-    if mode != "shortest_edge":
-        raise ConfigError(f"INPUT.RESIZE is {mode!r}", "use 'shortest_edge', 'fixed' or 'letterbox'")
+    if mode == "fix_res":
+        return CenterInside(_checked_size(tuple(cfg.INPUT.FIXED_SIZE)), resampling)
+    if mode == "keep_res":
+        return CenterUnscaled(cfg.INPUT.KEEP_RES_MULTIPLE)
     if is_train:
         sizes = cfg.INPUT.MIN_SIZE_TRAIN
         sizes = (sizes,) if isinstance(sizes, int) else sizes
@@ -207,8 +199,10 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[Augmentation]:
         return [resize]
     augmentations: list[Augmentation] = []
     jitter = cfg.INPUT.COLOR_JITTER
-    color = ColorJitter(jitter.BRIGHTNESS, jitter.CONTRAST, jitter.SATURATION, jitter.HUE, cfg.INPUT.FORMAT)
-    if color.strengths:
+    color = ColorJitter(
+        jitter.BRIGHTNESS, jitter.CONTRAST, jitter.SATURATION, jitter.HUE, cfg.INPUT.FORMAT, jitter.LIGHTING
+    )
+    if color.is_on:
         augmentations.append(color)
     crop = build_random_crop(cfg)
     if crop.prob > 0:

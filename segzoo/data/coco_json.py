@@ -56,7 +56,11 @@ def read_coco_json(json_file: str, image_root: str) -> CocoDataset:
         DatasetError: the file is missing or not JSON, lacks a key, has duplicate ids, ids that are not whole
             numbers, or annotations of an unknown category.
     """
-    content = load_json(json_file)
+    return read_coco_content(load_json(json_file), json_file, image_root)
+
+
+def read_coco_content(content: dict[str, Any], json_file: str, image_root: str) -> CocoDataset:
+    """The same for a file's content; `json_file` is named in errors."""
     categories = _section(content, "categories", json_file)
     images = _section(content, "images", json_file)
     classes, id_to_contiguous = _read_categories(categories, json_file)

@@ -17,6 +17,7 @@ from fvcore.transforms.transform import TransformList
 from pycocotools import mask as coco_mask
 
 from segzoo.data.transforms import FlipTransform, WindowTransform, mask_sources
+from segzoo.data.warps import WarpTransform
 from segzoo.errors import DatasetError
 from segzoo.geometry.polygons import segmentation_to_rle
 from segzoo.geometry.rle import run_lengths
@@ -112,7 +113,7 @@ def resized_box(
         box[:, 2:] += is_flip
         box = transform.apply_box(box)
         box[:, 2:] -= is_flip
-        if isinstance(transform, WindowTransform):
+        if isinstance(transform, WindowTransform | WarpTransform):
             x0, y0, x1, y1 = transform.content
             box = np.clip(box, [x0, y0, x0, y0], np.array([x1, y1, x1, y1]) - 1)
     last = np.array([image_size[1], image_size[0]] * 2) - 1
@@ -167,7 +168,7 @@ def _drawn_patch(
     lengths = [len(polygon) for polygon in polygons]
     points = np.concatenate([np.asarray(polygon, dtype=np.float64) for polygon in polygons]).reshape(-1, 2)
     points = transforms.apply_coords(points)
-    if not any(isinstance(transform, WindowTransform) for transform in transforms.transforms):
+    if not any(isinstance(transform, WindowTransform | WarpTransform) for transform in transforms.transforms):
         return _patch_of(segmentation_to_rle(_parts(points, lengths), *image_size))
     # pycocotools rounds negative coordinates towards zero, which would bend an outline that comes in from the left or
     # from above: it is drawn further right and down, and the part in the image is cut out.

@@ -112,13 +112,16 @@ class TrainSamples(Dataset):
         skipped: list[DatasetError] = []
         for attempt in range(self._max_attempts):
             record = self._dicts[(index + attempt) % len(self._dicts)]
+            generator = sample_generator(self._seed, position, attempt)
             try:
-                sample = self._mapper(record, sample_generator(self._seed, position, attempt))
+                sample = self._mapper(record, generator)
             except DatasetError as error:
                 skipped.append(error)
                 continue
             if skipped:
                 sample["skipped"] = skipped
+            # For what a model draws of this sample: as all else, it must not change when a run is resumed.
+            sample["draw_seed"] = int(generator.integers(2**62))
             return sample
         return skipped[0]
 

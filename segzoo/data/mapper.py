@@ -13,7 +13,8 @@ import torch
 from detectron2.config import CfgNode
 from fvcore.transforms.transform import TransformList
 
-from segzoo.data.augmentation import build_augmentations
+from segzoo.data.augmentation import build_augmentations, build_resize
+from segzoo.data.centering import results_entry
 from segzoo.data.drawing import draw_instances, original_boxes, original_rle
 from segzoo.data.image_io import image_size, read_image
 from segzoo.data.small_objects import SmallObjectFilter
@@ -41,6 +42,7 @@ class DatasetMapper:
         self.image_format = cfg.INPUT.FORMAT
         self.max_instances = cfg.INPUT.MAX_INSTANCES
         self.augmentations = build_augmentations(cfg, is_train)
+        self.test_resize = None if is_train else build_resize(cfg, is_train=False)
         if cfg.INPUT.BOXES not in ("masks", "annotations"):
             raise ConfigError(f"INPUT.BOXES is {cfg.INPUT.BOXES!r}", "use 'masks' or 'annotations'")
         self.keeps_boxes = cfg.INPUT.BOXES == "annotations"
@@ -57,7 +59,8 @@ class DatasetMapper:
 
         Returns:
             "image" (3, H, W) uint8 in the order INPUT.FORMAT; "height", "width" of the original image, px; "image_id";
-            "file_name"; with INPUT.RESIZE letterbox "pad_to", the (height, width) a batch is padded to at least.
+            "file_name"; with INPUT.RESIZE letterbox "pad_to", the (height, width) a batch is padded to at least. With
+            fix_res or keep_res "height" and "width" of a test sample are the canvas's, the original a "window" of it.
             In training also "instances" (gt_boxes, gt_classes, gt_masks, all there when M = 0) and "counts",
             {reason: number} of instances that were left out.
 
@@ -74,6 +77,8 @@ class DatasetMapper:
             transforms += step
         sample = {key: dataset_dict[key] for key in ("file_name", "image_id", "height", "width")}
         sample["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        if self.test_resize is not None:
+            sample |= results_entry(self.test_resize, dataset_dict["height"], dataset_dict["width"])
         if self.pad_to is not None:
             sample["pad_to"] = self.pad_to
         if self.is_train:

@@ -11,10 +11,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
 from segzoo.data.coco_json import CocoDataset, read_coco_json
+from segzoo.data.lvis_json import read_lvis_json
 from segzoo.errors import DatasetError
 
-# Name -> (json file, image folder) of what register_coco_json registered.
-_sources: dict[str, tuple[str, str]] = {}
+# Formats of json files: COCO's; LVIS's with its own categories; LVIS's with COCO's 80 classes.
+FORMATS = ("coco", "lvis", "lvis_cocofied")
+# Name -> (json file, image folder, format) of what register_json registered.
+_sources: dict[str, tuple[str, str, str]] = {}
 
 _COCO = {
     "coco_2014_train": ("annotations/instances_train2014.json", "train2014"),
@@ -27,6 +30,8 @@ _COCO = {
     "coco_2017_test": ("annotations/image_info_test2017.json", "test2017"),
     "coco_2017_test-dev": ("annotations/image_info_test-dev2017.json", "test2017"),
 }
+# The one of table 4 of CenterMask: made from LVIS 0.5 by Detectron2's datasets/prepare_cocofied_lvis.py.
+_LVIS = {"lvis_v0.5_val_cocofied": "lvis_v0.5_val_cocofied.json"}
 _SCENES = ("scenes-v1_train", "scenes-v1_val")
 
 
@@ -38,21 +43,37 @@ def register_coco_json(name: str, json_file: str, image_root: str) -> None:
         json_file: the annotation file.
         image_root: the folder its file names are relative to.
     """
-    _sources[name] = (os.fspath(json_file), os.fspath(image_root))
+    register_json(name, json_file, image_root, "coco")
+
+
+def register_json(name: str, json_file: str, image_root: str, file_format: str) -> None:
+    """Registers a json of one of FORMATS, see `register_coco_json`; LVIS's are for evaluation.
+
+    Raises:
+        DatasetError: another format.
+    """
+    if file_format not in FORMATS:
+        raise DatasetError(f"data set {name!r} has the format {file_format!r}", f"use one of {', '.join(FORMATS)}")
+    _sources[name] = (os.fspath(json_file), os.fspath(image_root), file_format)
     # Assigned, not DatasetCatalog.register: that refuses a name that is known, such as Detectron2's own COCO names.
     DatasetCatalog[name] = partial(_load_dicts, name)
-    _set_metadata(name, json_file=_sources[name][0], image_root=_sources[name][1], evaluator_type="coco")
+    evaluator = file_format.split("_")[0]
+    _set_metadata(name, json_file=_sources[name][0], image_root=_sources[name][1], evaluator_type=evaluator)
 
 
 def register_builtin() -> None:
-    """Registers COCO 2014 and 2017 under $DETECTRON2_DATASETS (default ./datasets), and the generated scenes.
+    """Registers COCO and cocofied LVIS under $DETECTRON2_DATASETS (default ./datasets), and the generated scenes.
 
     The scenes are written when they are first used. A name that was registered by hand is left alone.
     """
-    root = os.path.join(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")), "coco")
+    datasets = os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    root = os.path.join(datasets, "coco")
     for name, (json_file, folder) in _COCO.items():
         if name not in _sources:
             register_coco_json(name, os.path.join(root, json_file), os.path.join(root, folder))
+    for name, json_file in _LVIS.items():
+        if name not in _sources:
+            register_json(name, os.path.join(datasets, "lvis", json_file), root, "lvis_cocofied")
     for name in _SCENES:
         if name not in _sources:
             DatasetCatalog[name] = partial(_generate_scenes, name)
@@ -124,8 +145,8 @@ def check_categories_agree(train_name: str, val_name: str) -> None:
 
 
 def _load_dicts(name: str) -> list[dict[str, Any]]:
-    json_file, image_root = _sources[name]
-    dataset = _read_cached(json_file, image_root, *fingerprint(json_file))
+    source = _sources[name]
+    dataset = _read_cached(*source, *fingerprint(source[0]))
     _set_metadata(
         name,
         thing_classes=dataset.thing_classes,
@@ -146,8 +167,10 @@ def fingerprint(json_file: str) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=8)
-def _read_cached(json_file: str, image_root: str, modified_ns: int, num_bytes: int) -> CocoDataset:
-    return read_coco_json(json_file, image_root)
+def _read_cached(json_file: str, image_root: str, file_format: str, modified_ns: int, num_bytes: int) -> CocoDataset:
+    if file_format == "coco":
+        return read_coco_json(json_file, image_root)
+    return read_lvis_json(json_file, image_root, is_cocofied=file_format == "lvis_cocofied")
 
 
 def _generate_scenes(name: str) -> list[dict[str, Any]]:

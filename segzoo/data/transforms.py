@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -193,17 +194,20 @@ class WindowTransform(Transform):
 
 
 class ColorTransform(Transform):
-    """Brightness, contrast, saturation and hue, applied one after another; geometry stays.
+    """Brightness, contrast, saturation and hue, applied one after another, and a shift at the end; geometry stays.
 
     Args:
         steps: (name, amount) in the order of application. "brightness", "contrast" and "saturation" take a factor
             (1 = unchanged), "hue" takes turns of the colour circle (0 = unchanged).
         image_format: "BGR" or "RGB", the order of the image's channels.
+        shift: added to each channel at the end, of 255.
     """
 
-    def __init__(self, steps: Sequence[tuple[str, float]], image_format: str) -> None:
+    def __init__(
+        self, steps: Sequence[tuple[str, float]], image_format: str, shift: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    ) -> None:
         super().__init__()
-        self.steps, self.image_format = list(steps), image_format
+        self.steps, self.image_format, self.shift = list(steps), image_format, shift
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8."""
@@ -219,6 +223,8 @@ class ColorTransform(Transform):
                 grey = grey[..., None] if name == "saturation" else grey.mean()
                 pixels = grey + np.float32(amount) * (pixels - grey)
             pixels = np.clip(pixels, 0, 255)
+        if any(self.shift):
+            pixels = np.clip(pixels + np.array(self.shift, dtype=np.float32), 0, 255)
         return np.rint(pixels).astype(np.uint8)
 
     def _rotate_hue(self, pixels: np.ndarray, turns: float) -> np.ndarray:
@@ -241,8 +247,16 @@ class ColorTransform(Transform):
         return ColorTransform([], self.image_format)
 
 
+@runtime_checkable
+class _MovesRowsAndColumns(Protocol):
+    """A transform of the plane that never mixes its axes."""
+
+    def sources(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns of the old mask that the new one takes, or NOWHERE."""
+
+
 def mask_sources(transforms: Iterable[Transform], height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which pixels of a mask are left after transforms that move whole rows and columns, as all of this file do.
+    """Which pixels of a mask are left after transforms that move whole rows and columns, as all of SegZoo's do.
 
     Args:
         transforms: applied one after another.
@@ -254,7 +268,7 @@ def mask_sources(transforms: Iterable[Transform], height: int, width: int) -> tu
     """
     rows, columns = np.arange(height), np.arange(width)
     for transform in transforms:
-        if isinstance(transform, ResizeTransform | FlipTransform | WindowTransform):
+        if isinstance(transform, _MovesRowsAndColumns):
             taken_rows, taken_columns = transform.sources()
             rows = np.where(taken_rows == NOWHERE, NOWHERE, rows[taken_rows])
             columns = np.where(taken_columns == NOWHERE, NOWHERE, columns[taken_columns])

@@ -11,12 +11,14 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
-from segzoo.data.augmentation import build_augmentations
+from segzoo.data.augmentation import build_augmentations, build_resize
+from segzoo.data.centering import results_entry
 from segzoo.data.image_io import read_image
 from segzoo.engine.device import choose_device
 from segzoo.engine.validate import validate_config
 from segzoo.engine.weights import load_weights
 from segzoo.errors import ConfigError
+from segzoo.modeling.window import restore_originals
 
 
 class Predictor:
@@ -43,6 +45,7 @@ class Predictor:
         self.model.eval()
         load_weights(self.model, self.cfg.MODEL.WEIGHTS)
         self.augmentations = build_augmentations(self.cfg, is_train=False)
+        self.resize = build_resize(self.cfg, is_train=False)
         self.pad_to = tuple(self.cfg.INPUT.FIXED_SIZE) if self.cfg.INPUT.RESIZE == "letterbox" else None
 
     def __call__(self, image: np.ndarray | str | os.PathLike) -> Instances:
@@ -61,7 +64,8 @@ class Predictor:
             ValueError: an array of another shape or type.
         """
         with torch.no_grad():
-            return self.model([self._prepare(image)])[0]["instances"].to("cpu")
+            batch = [self._prepare(image)]
+            return restore_originals(batch, self.model(batch))[0]["instances"].to("cpu")
 
     def map_pictures(self, image: np.ndarray | str | os.PathLike) -> dict[str, np.ndarray]:
         """Pictures of the maps that the model's masks come from: (H, W, 3) uint8 BGR at the network's input size each.
@@ -80,7 +84,7 @@ class Predictor:
         if not hasattr(self.model, "map_pictures"):
             name = self.cfg.MODEL.META_ARCHITECTURE
             raise ConfigError(
-                f"{name} has no pictures of its maps", "leave the option out, or use a method that has them (OrienMask)"
+                f"{name} has no pictures of its maps", "leave the option out, or use OrienMask or CenterMask"
             )
         with torch.no_grad():
             return self.model.map_pictures(self._prepare(image))
@@ -93,8 +97,7 @@ class Predictor:
             resized = augmentation.get_transform(resized, rng).apply_image(resized)
         entry: dict[str, Any] = {
             "image": torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1))),
-            "height": original.shape[0],
-            "width": original.shape[1],
+            **results_entry(self.resize, *original.shape[:2]),
         }
         if self.pad_to is not None:
             entry["pad_to"] = self.pad_to

@@ -22,7 +22,7 @@ from segzoo.data.registration import (
     check_categories_agree,
     num_classes_of,
     register_builtin,
-    register_coco_json,
+    register_json,
 )
 from segzoo.engine.checkpoint import (
     LAST_CHECKPOINT,
@@ -159,7 +159,8 @@ def register_datasets(cfg: CfgNode) -> None:
     for split in ("train", "val"):
         json_file = cfg.DATASETS[f"{split.upper()}_JSON"]
         if json_file:
-            register_coco_json(f"{split}_json", json_file, cfg.DATASETS[f"{split.upper()}_IMAGES"])
+            file_format = cfg.DATASETS.VAL_FORMAT if split == "val" else "coco"
+            register_json(f"{split}_json", json_file, cfg.DATASETS[f"{split.upper()}_IMAGES"], file_format)
 
 
 def resolve_num_classes(cfg: CfgNode, is_training: bool = True) -> int:

@@ -11,6 +11,8 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
+from segzoo.data.augmentation import RESIZES, TRAIN_RESIZES
+from segzoo.data.registration import FORMATS
 from segzoo.engine.optimizer import CLIP_TYPES, OPTIMIZERS
 from segzoo.errors import ConfigError
 from segzoo.modeling.backbones.deformable_resnet import ALL_PLAIN
@@ -26,8 +28,9 @@ CHOICES = {
     "MODEL.FPN.FUSE_TYPE": ("sum", "avg"),
     "TEST.COCO_ENGINE": ("faster", "pycocotools"),
     "INPUT.FORMAT": ("BGR", "RGB"),
-    "INPUT.RESIZE": ("shortest_edge", "fixed", "letterbox"),
-    "INPUT.RESIZE_TRAIN": ("", "canvas"),
+    "DATASETS.VAL_FORMAT": FORMATS,
+    "INPUT.RESIZE": RESIZES,
+    "INPUT.RESIZE_TRAIN": TRAIN_RESIZES,
     "INPUT.ON_BAD_IMAGE": ("error", "skip"),
     "INPUT.RESAMPLING": ("pillow", "opencv"),
     "INPUT.RASTERIZE": ("after", "before"),
@@ -46,6 +49,8 @@ MINIMA = {
     "SOLVER.EMA.RAMP": 1,
     "SOLVER.CHECKPOINT_PERIOD": 0,
     "SOLVER.NUM_DECAYS": 1,
+    "INPUT.KEEP_RES_MULTIPLE": 1,
+    "INPUT.WARP.BORDER": 0,
     "INPUT.MAX_INSTANCES": 0,
     "INPUT.DROP_SMALL.AREA": 0,
     "INPUT.DROP_SMALL.SIDES": 0,

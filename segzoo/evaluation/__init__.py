@@ -1,4 +1,4 @@
-"""Measuring predictions: COCO box and mask AP."""
+"""Measuring predictions: box and mask AP by COCO's rule, or by LVIS's."""
 
 from segzoo.evaluation.coco import CocoEvaluator
 from segzoo.evaluation.inference import evaluate

@@ -76,23 +76,9 @@ class CocoEvaluator(DatasetEvaluator):
                 self._add(image_id, output["instances"])
 
     def _add(self, image_id: int, instances: Instances) -> None:
-        boxes = instances.pred_boxes.tensor.detach().double().cpu()
-        boxes[:, 2:] -= boxes[:, :2]
-        scores = instances.scores.detach().double().cpu().tolist()
-        classes = instances.pred_classes.cpu().tolist()
-        rles: list[dict | None] = [None] * len(instances)
-        if instances.has("pred_masks"):
-            self._has_masks = True
-            rles = [_as_text(rle) for rle in self._encoded(instances).rles]
-        for box, score, class_index, rle in zip(boxes.tolist(), scores, classes, rles, strict=True):
-            detection = {"image_id": image_id, "category_id": self._category(class_index), "bbox": box, "score": score}
-            self._detections.append(detection if rle is None else {**detection, "segmentation": rle})
-
-    def _encoded(self, instances: Instances) -> RLEMasks:
-        masks = instances.pred_masks
-        if isinstance(masks, RLEMasks):
-            return masks
-        return encode_in_chunks(lambda chosen: masks[chosen], len(masks), instances.image_size, self.budget_mb)
+        self._has_masks |= instances.has("pred_masks")
+        for detection in detections_of(instances, image_id, self.budget_mb):
+            self._detections.append({**detection, "category_id": self._category(detection["category_id"])})
 
     def _category(self, class_index: int) -> int:
         if class_index not in self.category_of_class:
@@ -180,6 +166,35 @@ class CocoEvaluator(DatasetEvaluator):
         elif has_masks:
             logger.warning("%s has no segmentations: masks not evaluated", self.json_file)
         return results
+
+
+def detections_of(instances: Instances, image_id: int, budget_mb: float) -> list[dict]:
+    """D detections of one image as entries of a COCO results file, their "category_id" still the class's index.
+
+    Args:
+        instances: pred_boxes, scores, pred_classes and perhaps pred_masks (RLEMasks, or bool (D, H, W)).
+        image_id: of the json.
+        budget_mb: MiB of masks encoded at once.
+    """
+    boxes = instances.pred_boxes.tensor.detach().double().cpu()
+    boxes[:, 2:] -= boxes[:, :2]
+    scores = instances.scores.detach().double().cpu().tolist()
+    classes = instances.pred_classes.cpu().tolist()
+    rles: list[dict | None] = [None] * len(instances)
+    if instances.has("pred_masks"):
+        rles = [_as_text(rle) for rle in _encoded(instances, budget_mb).rles]
+    detections = [
+        {"image_id": image_id, "category_id": class_index, "bbox": box, "score": score}
+        for box, score, class_index in zip(boxes.tolist(), scores, classes, strict=True)
+    ]
+    return [one if rle is None else {**one, "segmentation": rle} for one, rle in zip(detections, rles, strict=True)]
+
+
+def _encoded(instances: Instances, budget_mb: float) -> RLEMasks:
+    masks = instances.pred_masks
+    if isinstance(masks, RLEMasks):
+        return masks
+    return encode_in_chunks(lambda chosen: masks[chosen], len(masks), instances.image_size, budget_mb)
 
 
 def _as_text(rle: dict) -> dict:

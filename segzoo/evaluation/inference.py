@@ -18,7 +18,10 @@ from detectron2.utils import comm
 from torch import nn
 
 from segzoo.data.loader import build_test_loader
+from segzoo.data.registration import load_metadata
 from segzoo.evaluation.coco import CocoEvaluator
+from segzoo.evaluation.lvis import LvisEvaluator
+from segzoo.modeling.window import restore_originals
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +49,13 @@ def evaluate(
 
     Returns:
         {"bbox": {"AP": percent, ...}, "segm": {...}} on rank 0; {} on other ranks and for a json without annotations.
+
+    Raises:
+        ConfigError, DatasetError: see `build_evaluator`.
     """
     if data_loader is None:
         data_loader = build_test_loader(cfg, dataset_name)
-    evaluator = CocoEvaluator(dataset_name, cfg, output_dir)
+    evaluator = build_evaluator(cfg, dataset_name, output_dir)
     # Distributed wrappers synchronise buffers in forward, which hangs when ranks have unequal numbers of batches.
     network = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     with _eval_mode(network), torch.no_grad():
@@ -61,6 +67,18 @@ def evaluate(
         if output_dir:
             _write_metrics(os.path.join(output_dir, METRICS_FILE), dataset_name, results, speed)
     return results
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = None) -> DatasetEvaluator:
+    """The evaluator of a registered data set: LVIS's rule for LVIS's files, COCO's for all others.
+
+    Raises:
+        ConfigError: the package lvis is needed and not installed.
+        DatasetError: the set cannot be read.
+    """
+    if load_metadata(dataset_name).get("evaluator_type") == "lvis":
+        return LvisEvaluator(dataset_name, cfg, output_dir)
+    return CocoEvaluator(dataset_name, cfg, output_dir)
 
 
 @contextlib.contextmanager
@@ -85,7 +103,7 @@ def _predict(
     mark = last_log = time.perf_counter()
     for inputs in data_loader:
         loaded = time.perf_counter()
-        outputs = model(inputs)
+        outputs = restore_originals(inputs, model(inputs))
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         predicted = time.perf_counter()
@@ -112,12 +130,14 @@ def _speed_text(seconds: dict[str, float], num_timed: int) -> str:
 
 
 def log_results(results: dict[str, dict[str, float]], dataset_name: str) -> None:
-    """Logs the metrics, one line a task and one for its classes."""
+    """Logs the metrics, one line a task and one for its classes, where they are measured one by one."""
     for task, metrics in results.items():
         classes = {key: value for key, value in metrics.items() if key.startswith("AP-")}
         summary = ", ".join(f"{key} {value:.2f}" for key, value in metrics.items() if key not in classes)
         logger.info("%s %s: %s", dataset_name, task, summary)
-        logger.info("%s %s: %s", dataset_name, task, ", ".join(f"{key} {value:.2f}" for key, value in classes.items()))
+        if classes:
+            by_class = ", ".join(f"{key} {value:.2f}" for key, value in classes.items())
+            logger.info("%s %s: %s", dataset_name, task, by_class)
 
 
 def _write_metrics(path: str, dataset_name: str, results: dict[str, dict[str, float]], speed: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from tests.contract.toys import NUM_CLASSES, WITHOUT_MASKS, make_input, toy_conf
 
 Build = Callable[..., torch.nn.Module]
 # Thresholds 0: an untrained model finds as much as it may.
-THRESHOLDS = [f"MODEL.{head}.SCORE_THRESH_TEST" for head in ("FCOS", "ROI_HEADS", "ORIENMASK")]
+THRESHOLDS = [f"MODEL.{head}.SCORE_THRESH_TEST" for head in ("FCOS", "ROI_HEADS", "ORIENMASK", "CENTERMASK")]
 FIND_ALL = [word for key in THRESHOLDS for word in (key, 0.0)]
 FIND_NONE = [word for key in THRESHOLDS for word in (key, 1.0)]
 
@@ -95,7 +95,7 @@ def test_case_48_features_that_are_not_finite_give_no_garbage_and_a_warning(
     model = build(*FIND_ALL)
     sample = make_input((64, 96), [])
     with torch.no_grad():
-        names = ("backbone.fpn_", "neck.")
+        names = ("backbone.fpn_", "neck.", "fusion.", "backbone.cnvs.1.")
         next(p for name, p in model.named_parameters() if name.startswith(names)).fill_(float("nan"))
     (instances,) = predict(model, [sample])
     assert torch.isfinite(instances.pred_boxes.tensor).all()

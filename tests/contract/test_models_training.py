@@ -31,12 +31,13 @@ def test_models_cover_the_registry() -> None:
 
 
 # Parts of the names of losses that objects alone have.
-OF_POSITIVES = ("box", "mask", "centerness", "rpn_loc", "_xy", "_wh", "_obj", "_orien")
+OF_POSITIVES = ("box", "mask", "centerness", "rpn_loc", "_xy", "_wh", "_obj", "_orien", "_offset", "_size")
 
 
 def test_case_20_no_objects_leave_only_the_class_losses(build: Build) -> None:
     losses = losses_and_gradients(build(), [make_input(SIZE, [], seed) for seed in range(2)])
-    assert any(part in key and float(value) > 0 for key, value in losses.items() for part in ("cls", "noobj"))
+    dense = ("cls", "noobj", "heatmap")
+    assert any(part in key and float(value) > 0 for key, value in losses.items() for part in dense)
     for key, value in losses.items():
         if any(part in key for part in OF_POSITIVES):
             assert float(value) == 0.0, key

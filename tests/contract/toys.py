@@ -38,6 +38,20 @@ ORIENMASK_TOY = [
 ]
 # The base model of the paper's tables.
 ORIENMASK_BASE = [*("MODEL.ORIENMASK.BASE_POSITION", "grid", "MODEL.ORIENMASK.ORIEN_INPUT", "fpn")]
+CENTERMASK_TOY = [
+    *("MODEL.TIMM.WEIGHTS", "", "MODEL.CENTERMASK.HEAD_CHANNELS", "16", "MODEL.CENTERMASK.SHAPE_SIZE", "8"),
+]
+# Losses on two stacks, one saliency map for all classes, masks trained in the predicted boxes.
+CENTERMASK_STACKS = [
+    *("MODEL.HOURGLASS.CHANNELS", "(16, 16, 24)", "MODEL.HOURGLASS.BLOCKS", "(1, 1, 1)"),
+    *("MODEL.CENTERMASK.HEAD_CHANNELS", "16", "MODEL.CENTERMASK.SHAPE_SIZE", "8"),
+    *("MODEL.CENTERMASK.SALIENCY", "class_agnostic", "MODEL.CENTERMASK.CROP_BOXES", "predicted"),
+    *("INPUT.FIXED_SIZE", "(128, 128)"),
+]
+CENTERMASK_FCOS_TOY = [
+    *("MODEL.META_ARCHITECTURE", "CenterMaskFCOS", "MODEL.CENTERMASK_FCOS.SHAPE_SIZE", "8"),
+    *("MODEL.CENTERMASK_FCOS.SALIENCY_NUM_CONVS", "1"),
+]
 # meta-architecture, perhaps with a variant after a dash -> (config, changes that make it small)
 MODELS: dict[str, tuple[str, list[str]]] = {
     "FCOS": ("fcos_EffLite0.yaml", FCOS_TOY),
@@ -45,6 +59,9 @@ MODELS: dict[str, tuple[str, list[str]]] = {
     "PolarMask-official": ("polarmask_EffLite0.yaml", FCOS_TOY + OFFICIAL_TOY),
     "OrienMask": ("orienmask_EffLite0.yaml", ORIENMASK_TOY),
     "OrienMask-base": ("orienmask_EffLite0.yaml", ORIENMASK_TOY + ORIENMASK_BASE),
+    "CenterMask": ("centermask_EffLite0.yaml", CENTERMASK_TOY),
+    "CenterMask-stacks": ("centermask_HG104.yaml", CENTERMASK_STACKS),
+    "CenterMaskFCOS": ("fcos_EffLite0.yaml", FCOS_TOY + CENTERMASK_FCOS_TOY),
     "MaskRCNN": ("mask_rcnn_EffLite0.yaml", RCNN_TOY),
 }
 WITHOUT_MASKS = {"FCOS"}
@@ -53,7 +70,7 @@ WITHOUT_MASKS = {"FCOS"}
 def toy_config(name: str, *options: Any) -> CfgNode:
     """The config of a model of MODELS at toy size, for a CPU."""
     config_file, changes = MODELS[name]
-    heads = ("FCOS", "ROI_HEADS", "ORIENMASK")
+    heads = ("FCOS", "ROI_HEADS", "ORIENMASK", "CENTERMASK")
     classes = [word for head in heads for word in (f"MODEL.{head}.NUM_CLASSES", str(NUM_CLASSES))]
     words = [*changes, *classes, "MODEL.DEVICE", "cpu", *map(str, options)]
     return merge_config(get_cfg(), str(CONFIGS / config_file), words)

@@ -111,6 +111,7 @@ def assert_same_batches(first: list[list[dict]], second: list[list[dict]]) -> No
     assert len(first) == len(second)
     for batch, other in zip(first, second):
         assert [sample["image_id"] for sample in batch] == [sample["image_id"] for sample in other]
+        assert [sample["draw_seed"] for sample in batch] == [sample["draw_seed"] for sample in other]
         for a, b in zip(batch, other):
             assert torch.equal(a["image"], b["image"])
             assert torch.equal(a["instances"].gt_masks.tensor, b["instances"].gt_masks.tensor)
@@ -144,6 +145,13 @@ def test_case_40_train_loader_leaves_the_global_random_states_alone(
     assert torch.equal(before[0], torch.get_rng_state())
     np.testing.assert_array_equal(before[1], np.random.get_state(legacy=False)["state"]["key"])
     assert before[2] == random.getstate()
+
+
+def test_train_loader_every_sample_has_a_seed_of_its_own(mixed_folder: Any, busy_cfg: CfgNode) -> None:
+    mixed_folder.register()
+    seeds = [sample["draw_seed"] for batch in take(build_train_loader(busy_cfg), 10) for sample in batch]
+    assert len(set(seeds)) == len(seeds)
+    torch.Generator().manual_seed(max(seeds))
 
 
 def test_train_loader_the_same_image_is_augmented_anew(mixed_folder: Any, busy_cfg: CfgNode) -> None:

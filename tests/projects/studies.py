@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +78,16 @@ def two_steps(cfg: CfgNode, model: torch.nn.Module, batch: list[dict]) -> set[st
     return {key for key, parameter in trained.items() if torch.equal(parameter, before[key])}
 
 
-def check_steps_and_inference(cfg: CfgNode, batch: list[dict], may_stay: str = "") -> None:
-    """Two steps move every trained parameter (but those whose name holds `may_stay`), then come five detections."""
+def check_steps_and_inference(
+    cfg: CfgNode, batch: list[dict], may_stay: str = "", prepare: Callable[[torch.nn.Module], None] | None = None
+) -> None:
+    """Two steps move every trained parameter (but those whose name holds `may_stay`), then come five detections.
+
+    `prepare` changes the new model first, where one that has learnt nothing finds nothing.
+    """
     model = build_model(cfg)
+    if prepare is not None:
+        prepare(model)
     assert not {key for key in two_steps(cfg, model, batch) if not (may_stay and may_stay in key)}
     inputs = {key: batch[0][key] for key in ("image", "height", "width")}
     with torch.no_grad():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from projects.CenterMask import benchmark as centermask
 from projects.OrienMask import benchmark as orienmask
 from projects.PolarMask import benchmark as polarmask
 from segzoo.errors import SegZooError
@@ -95,6 +96,32 @@ def test_orienmask_masks_equal_the_oracle_and_take_less_memory() -> None:
     assert row.oracle_mb is not None
     assert row.ours_mb < row.oracle_mb / 4
     assert {"ours_mb", "oracle_mb"} <= set(row.as_dict())
+
+
+def test_centermask_shapes_equal_the_dense_map_and_take_a_fraction_of_its_memory() -> None:
+    (row,) = centermask.benchmark_shape(1, CPU, counts=(5,), batch=2, size=(64, 64))
+    assert row.ours_mb is not None
+    assert row.oracle_mb is not None
+    assert row.ours_mb < 0.02 * row.oracle_mb
+    assert row.ratio > 10
+
+
+def test_centermask_shapes_that_differ_from_the_dense_map_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(centermask.ShapeHead, "dense", lambda head, features: head.pred(head.hidden(features)))
+    with pytest.raises(SegZooError, match="differ from the dense map"):
+        list(centermask.benchmark_shape(1, CPU, counts=(2,), batch=1, size=(8, 8)))
+
+
+def test_benchmark_shape_is_that_of_centermask(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [Comparison("shapes", 1.0, 120.0, 1.0, 640.0)]
+    monkeypatch.setattr(centermask, "BENCHMARKS", {"shape": lambda repeats, device: iter(rows)})
+    assert command.main(["shape", "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any("120.0x" in line for line in lines)
+    assert any("640.0 MiB" in line for line in lines)
+    assert json.loads(lines[-1])["method"] == "centermask"
 
 
 def test_peak_memory_counts_the_arrays_of_torch_and_numpy() -> None:

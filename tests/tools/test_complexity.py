@@ -155,3 +155,32 @@ def test_table_says_how_large_the_maps_are_that_masks_are_built_from(capsys: pyt
     assert command.main(["--config-file", "configs/quick/orienmask_scenes.yaml", "--size", "256", "256"]) == 0
     # 18 maps of 64 x 64 values of 4 bytes.
     assert "feature maps used to build masks: 0.28 MiB" in capsys.readouterr().out
+
+
+def test_complexity_centermask_dla34_has_the_trunks_counts_and_no_map_of_shapes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    result = run_json(capsys, "--config-file", "configs/centermask_DLA34.yaml", "--size", "512", "512")
+    assert result["parts"]["backbone.bottom_up"]["gmac"] == pytest.approx(16.0, rel=0.01)
+    # CenterNet's 19 675 892 less two projections (1x1 convolution and norm) that it never uses, and what shapes (1024
+    # channels at S = 32) and a saliency of 80 classes have.
+    hidden, unused = 64 * 9 * 256 + 256, (64 * 128 + 2 * 128) + (128 * 256 + 2 * 256)
+    assert result["parameters"] == 19_675_892 - unused + 2 * hidden + 257 * (1024 + 80)
+    # Heatmap, offset, size and saliency are dense, shapes are made where there is an object.
+    per_cell = 4 * 64 * 9 * 256 + 256 * (80 + 2 + 2 + 80)
+    assert result["parts"]["heads"]["gmac"] == pytest.approx(128 * 128 * per_cell / 1e9, rel=0.001)
+    assert result["mask_map_bytes"] == (64 + 80) * 128 * 128 * 4
+
+
+def test_complexity_centermask_fcos_counts_towers_and_saliency_but_no_map_of_shapes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    result = run_json(capsys, "--config-file", "configs/centermask_fcos_R101.yaml", "--size", "128", "128")
+    conv = 256 * 256 * 9
+    norms, predictions = 2 * 256, 256 * 9 * (80 + 4 + 1 + 1024) + 80 + 4 + 1 + 1024
+    assert result["parts"]["head"]["parameters"] == 8 * (conv + norms) + predictions + 5
+    assert result["parts"]["saliency"]["parameters"] == 4 * (conv + norms) + 257 * 80
+    locations = sum((128 // stride) ** 2 for stride in (8, 16, 32, 64, 128))
+    assert result["parts"]["head"]["gmac"] == pytest.approx(locations * (8 * conv + 256 * 9 * 85) / 1e9, rel=0.001)
+    assert result["parts"]["saliency"]["gmac"] == pytest.approx(16**2 * (4 * conv + 256 * 80) / 1e9, rel=0.001)
+    assert result["mask_map_bytes"] == 4 * (256 * locations + 80 * 32**2)
