@@ -34,6 +34,9 @@ def _count_set(masks: Tensor, height: int, width: int) -> Tensor:
 
     The only pass over the pixels adds four rows of words of four pixels. None of a word's bytes exceeds 4 then.
     """
+    if len(masks) == 0:
+        # Without masks strides are anything, and no view as words is sure to exist.
+        return torch.zeros((0, height, width), dtype=torch.int32, device=masks.device)
     missing = (-masks.shape[2] % MAP_STRIDE, -masks.shape[1] % MAP_STRIDE)
     if any(missing):
         masks = functional.pad(masks, (0, missing[0], 0, missing[1]))

@@ -59,9 +59,10 @@ def build(config: str, repository: Path) -> CenterMask:
     return CenterMask(cfg).eval()
 
 
-def load_converted(model: CenterMask, weights: dict[str, Tensor], index: int) -> list[str]:
+def load_converted(model: CenterMask, weights: dict[str, Tensor], name: str) -> list[str]:
     """Fills the model by the rules of a converter; returns our names that the file had no value for."""
-    renamed = rename(weights, CONVERTERS[index].rules)
+    (converter,) = (converter for converter in CONVERTERS if converter.name == name)
+    renamed = rename(weights, converter.rules)
     assert renamed.unexpected == []
     result = model.load_state_dict(renamed.weights, strict=False)
     assert result.unexpected_keys == []
@@ -82,7 +83,7 @@ def assert_close_to_authors(found: Tensor, theirs: Tensor) -> None:
 
 def test_dla_34_gives_the_authors_maps(parity: ModuleType, repository: Path) -> None:
     model, weights = build("configs/centermask_DLA34.yaml", repository), parity.state_dict("centernet_dla34")
-    assert_new(load_converted(model, weights, 0), 1)
+    assert_new(load_converted(model, weights, "centernet-dla34"), 1)
     outputs = parity.load("centernet_dla34_outputs")
     with torch.no_grad():
         (maps,) = model.dense_outputs(outputs["image"].float())
@@ -107,7 +108,7 @@ def test_dla_34_has_the_authors_parameters(parity: ModuleType, repository: Path)
 @pytest.mark.slow
 def test_hourglass_104_gives_the_authors_maps_of_both_stacks(parity: ModuleType, repository: Path) -> None:
     model, weights = build("configs/centermask_HG104.yaml", repository), parity.state_dict("centernet_hourglass104")
-    assert_new(load_converted(model, weights, 1), 2)
+    assert_new(load_converted(model, weights, "centernet-hourglass104"), 2)
     outputs = parity.load("centernet_hourglass104_outputs")
     with torch.no_grad():
         features = model.backbone(outputs["image"][:1].float())

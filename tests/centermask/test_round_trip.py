@@ -137,3 +137,9 @@ def large_ious(images: list[tuple[Tensor, Tensor]], clips_boxes: bool) -> Tensor
         is_large = masks.flatten(1).sum(dim=1) > MIN_AREA_PX
         ious.append(round_trip(masks, classes, 32, clips_boxes=clips_boxes)[is_large])
     return torch.cat(ious)
+
+
+def test_soft_masks_of_no_mask_with_any_strides_are_none() -> None:
+    # As an empty stack may come out of a loader's worker.
+    masks = torch.zeros(1, dtype=torch.bool).as_strided((0, 64, 64), (0, 0, 0))
+    assert soft_masks([masks], (16, 16)).shape == (0, 16, 16)
