@@ -84,7 +84,7 @@ class Predictor:
         if not hasattr(self.model, "map_pictures"):
             name = self.cfg.MODEL.META_ARCHITECTURE
             raise ConfigError(
-                f"{name} has no pictures of its maps", "leave the option out, or use OrienMask or CenterMask"
+                f"{name} has no pictures of its maps", "leave the option out: only some methods have them"
             )
         with torch.no_grad():
             return self.model.map_pictures(self._prepare(image))
