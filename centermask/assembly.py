@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from centermask.maps import MAP_STRIDE
-from centermask.tiles import cut_tiles, find_edges, neighbors, resample, tile_pixels
-from segzoo.geometry.rle import RLEMasks, encode_edges
-from segzoo.geometry.runs import bounded_blocks, expand_ranges
+from segzoo.geometry.box_cells import box_pixels, box_ranges
+from segzoo.geometry.rle import RLEMasks
+from segzoo.geometry.runs import bounded_blocks
+from segzoo.geometry.tiles import Tiles, masks_from_tiles, neighbors, resample
 
 # Pairs of an object and a cell that the mask loss looks at together, at some 100 bytes each. Where a batch has more,
 # the blocks are computed a second time for the gradient instead of being kept.
@@ -30,33 +30,6 @@ MAX_PAIRS = 2_000_000
 BYTES_PER_PIXEL = 32
 # A box without width or height, as map units.
 MIN_SIDE = 1e-4
-
-
-def box_pixels(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """The cells whose centre lies inside each box; the nearest row or column where there is none.
-
-    Args:
-        boxes: (P, 4) xyxy in map units, may reach out of the map.
-        size: (H, W).
-
-    Returns:
-        owner, y, x: (Q,) int64, ordered by box, row, column.
-    """
-    first, counts = _box_ranges(boxes, size)
-    row_owner, y = expand_ranges(first[:, 1], counts[:, 1])
-    line, x = expand_ranges(first[row_owner, 0], counts[row_owner, 0])
-    return row_owner[line], y[line], x
-
-
-def _box_ranges(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """(P, 2) first column and row of each box, and (P, 2) how many; see `box_pixels`."""
-    limit = torch.tensor((size[1], size[0]), device=boxes.device)
-    # A centre on the left or upper side lies inside, one on the right or lower side does not.
-    first = (boxes[:, :2] - 0.5).ceil().clamp(min=0).minimum(limit).long()
-    end = (boxes[:, 2:] - 0.5).ceil().clamp(min=0).minimum(limit).long()
-    nearest = ((boxes[:, :2] + boxes[:, 2:]) / 2).floor().clamp(min=0).minimum(limit - 1).long()
-    is_empty = end <= first
-    return torch.where(is_empty, nearest, first), torch.where(is_empty, 1, end - first)
 
 
 def sample_shapes(shapes: Tensor, boxes: Tensor, owner: Tensor, y: Tensor, x: Tensor) -> Tensor:
@@ -139,7 +112,7 @@ def mask_loss(
     """
     if owners is None:
         owners = torch.arange(len(boxes), device=boxes.device)
-    counts = _box_ranges(boxes, (masks.shape[1], masks.shape[2]))[1].prod(dim=1)
+    counts = box_ranges(boxes, (masks.shape[1], masks.shape[2]))[1].prod(dim=1)
     blocks = bounded_blocks(counts, max_pairs)
     if len(blocks) <= 1:
         return _block_loss(shapes, saliency, images, channels, boxes, masks, owners)
@@ -224,12 +197,10 @@ def assemble_masks(
     # Transposed, as run lengths go down the columns.
     shapes = None if shapes is None else shapes.float().transpose(1, 2)
     saliency = None if saliency is None else saliency.float().transpose(1, 2)
-    edges: list[list[np.ndarray]] = [[] for _ in range(len(boxes))]
     map_size = max(((maps.shape[1], maps.shape[2]) for maps in (shapes, saliency) if maps is not None), key=math.prod)
-    ranges, max_pixels = _box_ranges(boxes, output_size), int(budget_mb * 2**20) // BYTES_PER_PIXEL
-    for tiles in cut_tiles(*ranges, max_pixels, map_size, is_stacked=boxes.device.type != "cpu"):
-        own_boxes, pixels = boxes[tiles.owner], tile_pixels(tiles)
-        probability = boxes.new_ones(())
+
+    def is_inside(tiles: Tiles, *pixels: Tensor) -> Tensor:
+        own_boxes, probability = boxes[tiles.owner], boxes.new_ones(())
         if shapes is not None:
             side = shapes.shape[-1]
             places = [_place_in_shape(x, own_boxes[:, axis::2, None], side) for axis, x in enumerate(pixels)]
@@ -237,6 +208,9 @@ def assemble_masks(
         if saliency is not None:
             places = [x * (step_px[axis] / MAP_STRIDE) for axis, x in enumerate(pixels)]
             probability = probability * resample(saliency[channels[tiles.owner]], *places).sigmoid_()
-        for number, found in find_edges(probability >= threshold, tiles, output_size[0]):
-            edges[number].append(found)
-    return RLEMasks([encode_edges(np.concatenate(parts), output_size) for parts in edges], output_size)
+        return probability >= threshold
+
+    max_pixels = int(budget_mb * 2**20) // BYTES_PER_PIXEL
+    return masks_from_tiles(
+        *box_ranges(boxes, output_size), output_size, is_inside, max_pixels=max_pixels, map_size=map_size
+    )

@@ -27,8 +27,9 @@ from centermask.fcos_targets import FCOSTargets, draw_positives, fcos_targets
 from centermask.losses import replace_zeros
 from centermask.maps import MAP_STRIDE
 from centermask.saliency import SaliencyBranch
-from centermask.soft_masks import soft_masks, union_masks
 from centermask.targets import image_numbers
+from centermask.unions import union_masks
+from segzoo.geometry.soft_masks import soft_masks
 from segzoo.modeling.fcos.decode import (
     DecodeRule,
     clip_boxes,

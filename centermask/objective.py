@@ -17,8 +17,9 @@ from centermask.assembly import mask_loss, saliency_loss
 from centermask.decode import center_boxes
 from centermask.losses import L1_MARGIN, Counts, focal_loss, l1_loss
 from centermask.maps import CenterMaps, gather_cells
-from centermask.soft_masks import soft_masks, union_masks
 from centermask.targets import NotTrained, Objects, collect_objects, heatmap_targets, image_numbers
+from centermask.unions import union_masks
+from segzoo.geometry.soft_masks import soft_masks
 
 # Cells that a predicted box has at least where masks are trained in it: early sizes may be negative.
 MIN_CROP_SIDE = 1.0

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from centermask.assembly import assemble_masks, box_pixels, product_log_probs, sample_shapes
+from centermask.assembly import assemble_masks, product_log_probs, sample_shapes
 from centermask.decode import Detections, peak_scores
 from centermask.maps import MAP_STRIDE, CenterMaps
 from centermask.objective import saliency_channels_of
+from segzoo.geometry.box_cells import box_pixels
 from segzoo.visualization import draw_boxes, draw_heat, draw_mask, draw_points, instance_color
 
 if TYPE_CHECKING:

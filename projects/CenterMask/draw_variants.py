@@ -25,7 +25,6 @@ from pycocotools import mask as mask_api
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from centermask.assembly import box_pixels
 from centermask.centermask import CenterMask
 from centermask.decode import Detections
 from centermask.objective import saliency_channels_of
@@ -36,6 +35,7 @@ from segzoo.data.scenes import CLASS_NAMES, make_scene
 from segzoo.engine.evaluate import trained_weights
 from segzoo.engine.predictor import Predictor
 from segzoo.errors import ConfigError, SegZooError
+from segzoo.geometry.box_cells import box_pixels
 from segzoo.geometry.masks import mask_boxes
 from segzoo.geometry.polygons import segmentation_to_rle
 from segzoo.visualization import draw_boxes, draw_heat, draw_mask, draw_text, instance_color, save_image, side_by_side

@@ -10,9 +10,10 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from centermask.assembly import assemble_masks
-from centermask.soft_masks import soft_masks, union_masks
 from centermask.targets import collect_objects
+from centermask.unions import union_masks
 from segzoo.geometry.masks import mask_boxes
+from segzoo.geometry.soft_masks import soft_masks
 
 # A trained network is hardly ever surer.
 MIN_PROBABILITY = 1e-3

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from centermask import assembly
 from centermask.assembly import (
     assemble_masks,
-    box_pixels,
     mask_loss,
     product_log_probs,
     saliency_loss,
     sample_shapes,
 )
 from segzoo.evaluation.timing import peak_memory_mb
+from segzoo.geometry import tiles
+from segzoo.geometry.box_cells import box_pixels
 from segzoo.geometry.rle import encode_masks
 from tests.centermask.objects import choose, random_boxes
 
@@ -269,8 +269,8 @@ def test_masks_at_the_size_of_the_map_are_those_that_training_sees() -> None:
 
 def stack_tiles(monkeypatch: pytest.MonkeyPatch, is_stacked: bool) -> None:
     """Stacks are what a GPU works on."""
-    cut_tiles = assembly.cut_tiles
-    monkeypatch.setattr(assembly, "cut_tiles", lambda *given, **_: cut_tiles(*given, is_stacked=is_stacked))
+    cut_tiles = tiles.cut_tiles
+    monkeypatch.setattr(tiles, "cut_tiles", lambda *given, **_: cut_tiles(*given, is_stacked=is_stacked))
 
 
 @pytest.mark.parametrize("budget_mb", [0.0, 0.02, 0.3, 64.0])

@@ -12,7 +12,8 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.nn import functional
 
-from centermask.soft_masks import soft_masks, union_masks
+from centermask.unions import union_masks
+from segzoo.geometry.soft_masks import soft_masks
 from tests.centermask.objects import area_averages, choose, disc, random_masks, round_trip
 
 SIZE = (160, 224)

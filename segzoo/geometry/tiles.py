@@ -1,4 +1,4 @@
-"""Parts of many boxes' pixels as stacks of rectangles of bounded size, columns first.
+"""Masks of many boxes, made in stacks of rectangles of bounded size, columns first.
 
 Shape shorthand: D detections, T tiles of a stack, w, h columns and rows of its largest tile, H rows of the image, W, H
 columns and rows of a map.
@@ -6,12 +6,14 @@ columns and rows of a map.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from segzoo.geometry.rle import RLEMasks, encode_edges
 
 
 class Tiles(NamedTuple):
@@ -25,6 +27,30 @@ class Tiles(NamedTuple):
     top: Tensor
     width: Tensor
     height: Tensor
+
+
+def masks_from_tiles(
+    first: Tensor,
+    counts: Tensor,
+    image_size: tuple[int, int],
+    is_inside: Callable[[Tiles, Tensor, Tensor], Tensor],
+    *,
+    max_pixels: int,
+    map_size: tuple[int, int],
+) -> RLEMasks:
+    """Masks of D detections, each within its rectangle, whose memory is bounded.
+
+    Args:
+        first, counts, max_pixels, map_size: see `cut_tiles`.
+        image_size: (height, width) of the masks.
+        is_inside: given tiles and the centres of their pixels (see `tile_pixels`), (T, w, h) whether these belong to
+            the tiles' masks.
+    """
+    edges: list[list[np.ndarray]] = [[] for _ in range(len(first))]
+    for tiles in cut_tiles(first, counts, max_pixels, map_size, is_stacked=first.device.type != "cpu"):
+        for number, found in find_edges(is_inside(tiles, *tile_pixels(tiles)), tiles, image_size[0]):
+            edges[number].append(found)
+    return RLEMasks([encode_edges(np.concatenate(parts), image_size) for parts in edges], image_size)
 
 
 def cut_tiles(
