@@ -30,15 +30,7 @@ from centermask.saliency import SaliencyBranch
 from centermask.targets import image_numbers
 from centermask.unions import union_masks
 from segzoo.geometry.soft_masks import soft_masks
-from segzoo.modeling.fcos.decode import (
-    DecodeRule,
-    clip_boxes,
-    distances_to_boxes,
-    output_scale,
-    select_candidates,
-    suppress,
-    usable_locations,
-)
+from segzoo.modeling.fcos.decode import DecodeRule, detect_boxes, output_scale
 from segzoo.modeling.fcos.fcos import detector_arguments, head_arguments
 from segzoo.modeling.fcos.head import exp_size
 from segzoo.modeling.fcos.locations import Locations, compute_locations, flatten_levels, map_sizes
@@ -252,36 +244,25 @@ class CenterMaskFCOS(nn.Module):
         batched_inputs: list[dict],
     ) -> list[dict[str, Instances]]:
         """Detections of every image in its original pixels."""
-        cls_scores = flatten_levels(maps.cls_logits).float().sigmoid()
-        centerness = flatten_levels(maps.centerness_logits).float().sigmoid().squeeze(2)
-        box_logits = flatten_levels(maps.box_logits)
-        is_usable = usable_locations(locations.points_px, image_sizes, (cls_scores, centerness[..., None], box_logits))
-        level_sizes = [height * width for height, width in map_sizes(maps.cls_logits)]
-        rule, results = self.decode_rule, []
-        for image, (size, inputs) in enumerate(zip(image_sizes, batched_inputs, strict=True)):
-            candidates = select_candidates(
-                *(cls_scores[image], centerness[image], is_usable[image], level_sizes),
-                score_threshold=rule.score_threshold,
-                topk=rule.pre_nms_topk,
-            )
-            points = locations.points_px[candidates.locations]
-            boxes = distances_to_boxes(points, exp_size(box_logits[image, candidates.locations]))
-            boxes = clip_boxes(boxes, size)
-            keep = suppress(boxes, candidates, nms_threshold=rule.nms_threshold, max_detections=rule.max_detections)
-            boxes, kept = boxes[keep], candidates.select(keep)
+        results = []
+        detections = detect_boxes(
+            *(maps.cls_logits, maps.box_logits, maps.centerness_logits), locations, image_sizes, self.decode_rule
+        )
+        for image, (boxes, found) in enumerate(detections):
+            size, inputs = image_sizes[image], batched_inputs[image]
             output_size = (inputs.get("height", size[0]), inputs.get("width", size[1]))
             masks = assemble_masks(
-                self._shapes_at(maps, locations, kept.locations, torch.full_like(kept.locations, image)),
+                self._shapes_at(maps, locations, found.locations, torch.full_like(found.locations, image)),
                 None if maps.saliency is None else maps.saliency[image],
                 boxes,
-                self._channels(kept.classes),
+                self._channels(found.classes),
                 input_size=size,
                 output_size=output_size,
                 threshold=self.mask_rule.threshold,
                 budget_mb=self.mask_rule.budget_mb,
             )
             boxes = boxes * output_scale(size, output_size, boxes.device).repeat(2)
-            results.append({"instances": build_instances(output_size, boxes, kept.scores, kept.classes, masks)})
+            results.append({"instances": build_instances(output_size, boxes, found.scores, found.classes, masks)})
         return results
 
     def dense_outputs(self, images: Tensor) -> FCOSMaskMaps:
