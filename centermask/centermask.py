@@ -23,8 +23,8 @@ from centermask.decode import DecodeRule, Detections, find_peaks, peak_scores, s
 from centermask.heads import CenterHead, FeatureSum
 from centermask.left_out import LeftOut
 from centermask.losses import Counts, replace_zeros
-from centermask.maps import MAP_STRIDE, CenterMaps, gather_cells
-from centermask.objective import Objective, build_targets, feature_losses, saliency_channels_of
+from centermask.maps import MAP_STRIDE, CenterMaps, gather_cells, saliency_channels_of
+from centermask.objective import Objective, build_targets, feature_losses
 from centermask.pictures import map_pictures
 from segzoo.modeling.fcos.decode import output_scale
 from segzoo.modeling.normalizer import mean_over_ranks
@@ -172,7 +172,7 @@ class CenterMask(nn.Module):
                 self.shapes_of(maps, detections, image),
                 None if maps.saliency is None else maps.saliency[image],
                 detections.boxes_px,
-                saliency_channels_of(detections.classes, self.objective),
+                saliency_channels_of(detections.classes, self.objective.saliency_channels),
                 input_size=size,
                 output_size=output_size,
                 threshold=self.decode_rule.mask_threshold,

@@ -25,7 +25,7 @@ from centermask.check_fcos import check_centermask_fcos
 from centermask.fcos_head import FCOSMaskHead, FCOSMaskMaps
 from centermask.fcos_targets import FCOSTargets, draw_positives, fcos_targets
 from centermask.losses import replace_zeros
-from centermask.maps import MAP_STRIDE
+from centermask.maps import MAP_STRIDE, saliency_channels_of
 from centermask.saliency import SaliencyBranch
 from centermask.targets import image_numbers
 from centermask.unions import union_masks
@@ -199,7 +199,9 @@ class CenterMaskFCOS(nn.Module):
         height, width = (side * self.strides[0] // MAP_STRIDE for side in maps.cls_logits[0].shape[-2:])
         masks = soft_masks([instances.gt_masks.tensor for instances in gt_instances], (height, width))
         boxes = torch.cat([instances.gt_boxes.tensor for instances in gt_instances]) / MAP_STRIDE
-        channels = self._channels(torch.cat([instances.gt_classes for instances in gt_instances]))
+        channels = saliency_channels_of(
+            torch.cat([instances.gt_classes for instances in gt_instances]), self.saliency_channels
+        )
         own_losses = mask_loss(
             self._shapes_at(maps, locations, targets.positives[drawn] % num_locations, images),
             maps.saliency,
@@ -227,10 +229,6 @@ class CenterMaskFCOS(nn.Module):
             losses["loss_saliency"] = self.mask_rule.saliency_weight * saliency_loss(maps.saliency, unions) / divisor
         return losses
 
-    def _channels(self, classes: Tensor) -> Tensor:
-        """The saliency's channel of every class index."""
-        return classes if self.saliency_channels == self.num_classes else torch.zeros_like(classes)
-
     def _shapes_at(self, maps: FCOSMaskMaps, locations: Locations, index: Tensor, images: Tensor) -> Tensor | None:
         """(Q, S, S) shape logits at Q locations, `index` among the R, of the numbered images; None without shapes."""
         cells = (locations.points_px[index] / locations.strides_px[index, None]).long()
@@ -255,7 +253,11 @@ class CenterMaskFCOS(nn.Module):
                 self._shapes_at(maps, locations, found.locations, torch.full_like(found.locations, image)),
                 None if maps.saliency is None else maps.saliency[image],
                 boxes,
+<<<<<<< HEAD
                 self._channels(found.classes),
+=======
+                saliency_channels_of(kept.classes, self.saliency_channels),
+>>>>>>> wt-a
                 input_size=size,
                 output_size=output_size,
                 threshold=self.mask_rule.threshold,

@@ -3,41 +3,33 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.modeling import Backbone
 
+from centermask.check_masks import check_masks
 from centermask.maps import MAP_STRIDE
 from segzoo.errors import ConfigError
+from segzoo.modeling.check_values import Range, check_choices, check_ranges
 
 # Groups of the norm of summed features.
 NORM_GROUPS = 32
-# Key -> allowed values.
-CHOICES = {
-    "SALIENCY": ("class_specific", "class_agnostic", "none"),
-    "CROP_BOXES": ("gt", "predicted"),
-}
-# Key -> whether a finite number is allowed, and how to say so.
-RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+# Key -> allowed values; those of masks are in check_masks.py.
+CHOICES = {"CROP_BOXES": ("gt", "predicted")}
+# Key -> its range.
+RANGES: dict[str, Range] = {
     "NUM_CLASSES": (lambda value: value >= 1, "at least 1"),
     "FUSED_CHANNELS": (
         lambda value: value >= NORM_GROUPS and value % NORM_GROUPS == 0,
         f"a multiple of {NORM_GROUPS}, such as 64",
     ),
     "HEAD_CHANNELS": (lambda value: value >= 1, "at least 1"),
-    "SHAPE_SIZE": (lambda value: value >= 2, "at least 2, such as 32"),
-    "SALIENCY_PRIOR": (lambda value: 0 < value < 1, "between 0 and 1, without them"),
     "HEATMAP_LOSS_WEIGHT": (lambda value: value >= 0, "at least 0"),
     "OFFSET_LOSS_WEIGHT": (lambda value: value >= 0, "at least 0"),
     "SIZE_LOSS_WEIGHT": (lambda value: value >= 0, "at least 0"),
-    "MASK_LOSS_WEIGHT": (lambda value: value >= 0, "at least 0"),
-    "SALIENCY_LOSS_WEIGHT": (lambda value: value >= 0, "at least 0"),
     "MAX_OBJECTS": (lambda value: value >= 1, "at least 1"),
     "SCORE_THRESH_TEST": (lambda value: 0 <= value <= 1, "between 0 and 1"),
-    "MASK_THRESH": (lambda value: 0 < value < 1, "between 0 and 1, without them"),
 }
 
 
@@ -48,37 +40,12 @@ def check_centermask(cfg: CfgNode, backbone: Backbone) -> None:
         ConfigError: names the key, its value and what is allowed.
     """
     node = cfg.MODEL.CENTERMASK
-    for key, allowed in CHOICES.items():
-        if node[key] not in allowed:
-            raise ConfigError(f"MODEL.CENTERMASK.{key} is {node[key]!r}", f"use one of {', '.join(allowed)}")
-    for key, (is_allowed, text) in RANGES.items():
-        if not (_is_number(node[key]) and is_allowed(node[key])):
-            raise ConfigError(f"MODEL.CENTERMASK.{key} is {node[key]!r}", f"it must be {text}")
+    check_choices("MODEL.CENTERMASK", node, CHOICES)
+    check_ranges("MODEL.CENTERMASK", node, RANGES)
+    check_masks("MODEL.CENTERMASK", node)
     if cfg.TEST.DETECTIONS_PER_IMAGE < 1:
         raise ConfigError(f"TEST.DETECTIONS_PER_IMAGE is {cfg.TEST.DETECTIONS_PER_IMAGE}", "it must be at least 1")
-    _check_mask_parts(node)
     _check_features(list(node.IN_FEATURES), backbone)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_mask_parts(node: CfgNode) -> None:
-    if not isinstance(node.SHAPE_ON, bool):
-        raise ConfigError(f"MODEL.CENTERMASK.SHAPE_ON is {node.SHAPE_ON!r}", "use True or False")
-    if node.SALIENCY != "none":
-        return
-    if not node.SHAPE_ON:
-        raise ConfigError(
-            "MODEL.CENTERMASK.SHAPE_ON is False and SALIENCY is 'none': nothing is left to make masks of",
-            "leave at least one of them on",
-        )
-    if node.SALIENCY_LOSS_WEIGHT > 0:
-        raise ConfigError(
-            f"MODEL.CENTERMASK.SALIENCY_LOSS_WEIGHT is {node.SALIENCY_LOSS_WEIGHT}, but SALIENCY is 'none'",
-            "without a saliency there is none to supervise: set the weight to 0",
-        )
 
 
 def _check_features(in_features: list[Any], backbone: Backbone) -> None:

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.modeling import Backbone
 
+from centermask.check_masks import check_masks
 from centermask.maps import MAP_STRIDE
 from segzoo.errors import ConfigError
+from segzoo.modeling.check_values import Range, check_ranges
 
-SALIENCIES = ("class_specific", "class_agnostic", "none")
-# Key -> whether a finite number is allowed, and how to say so.
-RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "SHAPE_SIZE": (lambda value: value >= 2, "at least 2, such as 32"),
+# Key -> its range; those of masks are in check_masks.py.
+RANGES: dict[str, Range] = {
     "SALIENCY_NUM_CONVS": (lambda value: value >= 0, "at least 0"),
-    "SALIENCY_PRIOR": (lambda value: 0 < value < 1, "between 0 and 1, without them"),
-    "MASK_LOSS_WEIGHT": (lambda value: value >= 0, "at least 0"),
-    "SALIENCY_LOSS_WEIGHT": (lambda value: value >= 0, "at least 0"),
     "MAX_MASKS": (lambda value: value >= 1, "at least 1"),
-    "MASK_THRESH": (lambda value: 0 < value < 1, "between 0 and 1, without them"),
 }
 
 
@@ -33,28 +27,11 @@ def check_centermask_fcos(cfg: CfgNode, backbone: Backbone) -> None:
         ConfigError: names the key, its value and what is allowed.
     """
     node = cfg.MODEL.CENTERMASK_FCOS
-    for key, (is_allowed, text) in RANGES.items():
-        value = node[key]
-        if not (isinstance(value, int | float) and math.isfinite(value) and is_allowed(value)):
-            raise ConfigError(f"MODEL.CENTERMASK_FCOS.{key} is {value!r}", f"it must be {text}")
-    if node.SALIENCY not in SALIENCIES:
-        raise ConfigError(f"MODEL.CENTERMASK_FCOS.SALIENCY is {node.SALIENCY!r}", f"use one of {', '.join(SALIENCIES)}")
-    if not isinstance(node.SHAPE_ON, bool):
-        raise ConfigError(f"MODEL.CENTERMASK_FCOS.SHAPE_ON is {node.SHAPE_ON!r}", "use True or False")
+    check_ranges("MODEL.CENTERMASK_FCOS", node, RANGES)
+    check_masks("MODEL.CENTERMASK_FCOS", node)
     _check_stride(list(cfg.MODEL.FCOS.IN_FEATURES), backbone)
     if node.SALIENCY != "none":
         _check_features(list(node.SALIENCY_FEATURES), list(cfg.MODEL.FCOS.IN_FEATURES), backbone)
-        return
-    if not node.SHAPE_ON:
-        raise ConfigError(
-            "MODEL.CENTERMASK_FCOS.SHAPE_ON is False and SALIENCY is 'none': nothing is left to make masks of",
-            "leave at least one of them on",
-        )
-    if node.SALIENCY_LOSS_WEIGHT > 0:
-        raise ConfigError(
-            f"MODEL.CENTERMASK_FCOS.SALIENCY_LOSS_WEIGHT is {node.SALIENCY_LOSS_WEIGHT}, but SALIENCY is 'none'",
-            "without a saliency there is none to supervise: set the weight to 0",
-        )
 
 
 def _check_stride(in_features: list[Any], backbone: Backbone) -> None:

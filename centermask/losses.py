@@ -5,15 +5,17 @@ Shape shorthand: N images, K classes, P objects, H, W size of the maps.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 # Penalty-reduced focal loss: power of the error, and of the distance to a peak (Eq. 1).
 ALPHA, BETA = 2, 4
-# Probabilities keep this far from 0 and 1; beyond it a logit has no gradient, as in CenterNet's program.
-MIN_PROBABILITY = 1e-4
+# Probabilities keep 1e-4 from 0 and 1, as in CenterNet's program: beyond this logit there is no gradient.
+MAX_LOGIT = math.log((1 - 1e-4) / 1e-4)
 # CenterNet's program divides an L1 loss by both coordinates of all objects, and this.
 L1_MARGIN = 1e-4
 # Share of a batch's counts in their running mean.
@@ -27,10 +29,13 @@ def focal_loss(logits: Tensor, heatmap: Tensor) -> Tensor:
         logits: (N, K, H, W).
         heatmap: (N, K, H, W) targets, 1 at the peaks; see `heatmap_targets`.
     """
-    scores = logits.float().sigmoid().clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY)
-    at_peaks = scores.log() * (1 - scores).pow(ALPHA)
-    elsewhere = torch.log1p(-scores) * scores.pow(ALPHA) * (1 - heatmap).pow(BETA)
-    return -torch.where(heatmap == 1, at_peaks, elsewhere).sum()
+    is_peak = heatmap == 1
+    # What is wrong with a cell: 1 - p is the probability of -logit, so that both halves of Eq. 1 are one expression,
+    # and a third less is kept for the backward pass.
+    errors = logits.float().clamp(-MAX_LOGIT, MAX_LOGIT)
+    errors = torch.where(is_peak, -errors, errors)
+    weights = torch.where(is_peak, 1.0, (1 - heatmap).pow(BETA))
+    return (functional.softplus(errors) * errors.sigmoid().pow(ALPHA) * weights).sum()
 
 
 def l1_loss(values: Tensor, targets: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 # Image pixels between neighbouring cells of all maps.
@@ -38,3 +39,13 @@ def gather_cells(maps: Tensor, images: Tensor | int, cells: Tensor) -> Tensor:
     if isinstance(images, int):
         return maps[images, :, cells[:, 1], cells[:, 0]].T.float()
     return maps[images, :, cells[:, 1], cells[:, 0]].float()
+
+
+def saliency_channels_of(classes: Tensor, num_channels: int) -> Tensor:
+    """(P,) the saliency's channel of each of (P,) class indices; the only one where the saliency tells no classes.
+
+    Args:
+        classes: 0 to K - 1.
+        num_channels: Cs, K or 1.
+    """
+    return classes if num_channels > 1 else torch.zeros_like(classes)

@@ -16,7 +16,12 @@ from torch import Tensor
 from centermask.assembly import mask_loss, saliency_loss
 from centermask.decode import center_boxes
 from centermask.losses import L1_MARGIN, Counts, focal_loss, l1_loss
+<<<<<<< HEAD
 from centermask.maps import CenterMaps, gather_cells
+=======
+from centermask.maps import CenterMaps, gather_cells, saliency_channels_of
+from centermask.soft_masks import soft_masks, union_masks
+>>>>>>> wt-a
 from centermask.targets import NotTrained, Objects, collect_objects, heatmap_targets, image_numbers
 from centermask.unions import union_masks
 from segzoo.geometry.soft_masks import soft_masks
@@ -59,11 +64,6 @@ class Targets(NamedTuple):
     not_trained: NotTrained
 
 
-def saliency_channels_of(classes: Tensor, objective: Objective) -> Tensor:
-    """(P,) the saliency's channel of each of (P,) class indices."""
-    return classes if objective.saliency_channels == objective.num_classes else torch.zeros_like(classes)
-
-
 @torch.no_grad()
 def build_targets(gt_instances: Sequence[Instances], map_size: tuple[int, int], objective: Objective) -> Targets:
     """The targets of a batch, with this rank's own counts.
@@ -79,7 +79,8 @@ def build_targets(gt_instances: Sequence[Instances], map_size: tuple[int, int], 
     masks = soft_masks([instances.gt_masks.tensor for instances in gt_instances], map_size)
     unions, foreground = None, masks.new_zeros(())
     if objective.saliency_channels and objective.saliency_weight:
-        channels = saliency_channels_of(torch.cat([instances.gt_classes for instances in gt_instances]), objective)
+        classes = torch.cat([instances.gt_classes for instances in gt_instances])
+        channels = saliency_channels_of(classes, objective.saliency_channels)
         images = image_numbers(gt_instances, masks.device)
         unions = union_masks(masks, images, channels, number, objective.saliency_channels)
         foreground = unions.sum()
@@ -107,7 +108,7 @@ def feature_losses(
     boxes = objects.boxes
     if objective.crops_predicted:
         boxes = center_boxes(objects.cells, offsets.detach(), sizes.detach().clamp(min=MIN_CROP_SIDE))
-    channels = saliency_channels_of(objects.classes, objective)
+    channels = saliency_channels_of(objects.classes, objective.saliency_channels)
     mask_losses = mask_loss(shapes, maps.saliency, objects.images, channels, boxes, targets.masks, objects.order)
     num_coordinates = 2 * counts.objects + L1_MARGIN
     losses = {

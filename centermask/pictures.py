@@ -15,8 +15,7 @@ from torch.nn import functional
 
 from centermask.assembly import assemble_masks, product_log_probs, sample_shapes
 from centermask.decode import Detections, peak_scores
-from centermask.maps import MAP_STRIDE, CenterMaps
-from centermask.objective import saliency_channels_of
+from centermask.maps import MAP_STRIDE, CenterMaps, saliency_channels_of
 from segzoo.geometry.box_cells import box_pixels
 from segzoo.visualization import draw_boxes, draw_heat, draw_mask, draw_points, instance_color
 
@@ -91,7 +90,10 @@ def map_pictures(model: CenterMask, inputs: dict[str, Any]) -> dict[str, np.ndar
     if not len(shown.scores):
         return {}
     image = _to_bgr(inputs["image"], model.preprocessor.input_format)
-    shapes, channels = model.shapes_of(maps, shown, 0), saliency_channels_of(shown.classes, model.objective)
+    shapes, channels = (
+        model.shapes_of(maps, shown, 0),
+        saliency_channels_of(shown.classes, model.objective.saliency_channels),
+    )
     saliency = None if maps.saliency is None else enlarge_saliency(maps.saliency[0], size)
     pictures = {"heatmap and its peaks": _draw_peaks(image, maps, shown, size)}
     if shapes is not None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.modeling import Backbone
 
 from segzoo.errors import ConfigError
+from segzoo.modeling.check_values import Range, check_choices, check_ranges, is_number
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +23,8 @@ CHOICES = {
     "BASE_POSITION": ("box", "grid"),
     "OVERLAP_ORDER": ("large_first", "given"),
 }
-# Key -> whether a finite number is allowed, and how to say so.
-RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+# Key -> its range.
+RANGES: dict[str, Range] = {
     "NUM_CLASSES": (lambda value: value >= 1, "at least 1"),
     "ORIEN_CHANNELS": (lambda value: value >= 2 and value % 2 == 0, "an even number, such as 128"),
     "IGNORE_THRESH": (lambda value: 0 <= value <= 1, "between 0 and 1"),
@@ -44,12 +44,8 @@ def check_orienmask(cfg: CfgNode, backbone: Backbone) -> None:
         ConfigError: names the key, its value and what is allowed.
     """
     node = cfg.MODEL.ORIENMASK
-    for key, allowed in CHOICES.items():
-        if node[key] not in allowed:
-            raise ConfigError(f"MODEL.ORIENMASK.{key} is {node[key]!r}", f"use one of {', '.join(allowed)}")
-    for key, (is_allowed, text) in RANGES.items():
-        if not (_is_number(node[key]) and is_allowed(node[key])):
-            raise ConfigError(f"MODEL.ORIENMASK.{key} is {node[key]!r}", f"it must be {text}")
+    check_choices("MODEL.ORIENMASK", node, CHOICES)
+    check_ranges("MODEL.ORIENMASK", node, RANGES)
     if cfg.TEST.DETECTIONS_PER_IMAGE < 1:
         raise ConfigError(f"TEST.DETECTIONS_PER_IMAGE is {cfg.TEST.DETECTIONS_PER_IMAGE}", "it must be at least 1")
     _check_channels(list(node.NECK_CHANNELS))
@@ -58,12 +54,8 @@ def check_orienmask(cfg: CfgNode, backbone: Backbone) -> None:
     _check_features(list(node.IN_FEATURES), backbone)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _check_channels(channels: list[Any]) -> None:
-    is_usable = all(_is_number(value) and isinstance(value, int) and value > 0 for value in channels)
+    is_usable = all(is_number(value) and isinstance(value, int) and value > 0 for value in channels)
     if len(channels) != len(FEATURE_STRIDES) - 1 or not is_usable:
         raise ConfigError(
             f"MODEL.ORIENMASK.NECK_CHANNELS is {channels}", "give three positive numbers, for the strides 8, 16 and 32"
@@ -76,7 +68,7 @@ def _check_anchors(anchors: list[Any]) -> None:
         raise ConfigError(f"{given}, {len(anchors)} anchors", "give as many for each of the strides 8, 16 and 32")
     for anchor in anchors:
         is_pair = isinstance(anchor, Sequence) and len(anchor) == 2
-        if not is_pair or not all(_is_number(side) and side > 0 for side in anchor):
+        if not is_pair or not all(is_number(side) and side > 0 for side in anchor):
             raise ConfigError(
                 f"{given}; {anchor!r} is no anchor", "an anchor is [width, height] in pixels, both positive"
             )

@@ -22,8 +22,7 @@ from torch import Tensor
 from polarmask.cpu_pairs import cpu_pairs
 from polarmask.facings import FACINGS, Pairs
 from segzoo.geometry.outlines import Sides, outlines
-from segzoo.geometry.runs import Contacts, Runs, bounded_blocks, expand, expand_ranges
-from segzoo.geometry.windows import nonzero
+from segzoo.geometry.runs import Contacts, Runs, bounded_blocks, expand, expand_ranges, nonzero
 
 # The distance of a ray that meets nothing, as in the paper (section 3.2).
 NO_HIT_PX = 1e-6

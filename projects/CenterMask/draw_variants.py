@@ -27,7 +27,7 @@ from torchvision.ops import box_iou
 
 from centermask.centermask import CenterMask
 from centermask.decode import Detections
-from centermask.objective import saliency_channels_of
+from centermask.maps import saliency_channels_of
 from centermask.pictures import enlarge_saliency, product_canvas, shape_canvas
 from projects import get_cfg
 from segzoo.config import merge_config
@@ -181,7 +181,10 @@ def explain_mask(model: CenterMask, scene: Scene, index: int) -> dict[str, np.nd
     size = images.image_sizes[0]
     maps = model.dense_outputs(images.tensor)[-1]
     chosen = _closest(model.detect(maps, [size])[0], scene.boxes[index], int(scene.classes[index]))
-    shapes, channels = model.shapes_of(maps, chosen, 0), saliency_channels_of(chosen.classes, model.objective)
+    shapes, channels = (
+        model.shapes_of(maps, chosen, 0),
+        saliency_channels_of(chosen.classes, model.objective.saliency_channels),
+    )
     assert shapes is not None
     assert maps.saliency is not None
     saliency, boxes = enlarge_saliency(maps.saliency[0], size), chosen.boxes_px

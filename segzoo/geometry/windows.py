@@ -129,10 +129,3 @@ def _fill(window: Window, contour: np.ndarray) -> Part:
     cv2.drawContours(frame, [contour], -1, 1, cv2.FILLED, offset=(1 - left, 1 - top))
     border = contour[:, 0] + (1 - left, 1 - top)
     return Part(window.mask, window.left + left - 1, window.top + top - 1, frame, border)
-
-
-def nonzero(values: Tensor) -> Tensor:
-    """(Q,) int64 indices of the entries of (T,) values that are not 0; on a CPU numpy finds them five times faster."""
-    if values.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(values.numpy()))
-    return values.nonzero().squeeze(1)

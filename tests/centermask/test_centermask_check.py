@@ -11,11 +11,15 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from torch import Tensor
 
-from centermask.check import CHOICES, RANGES, check_centermask
+from centermask import check
+from centermask.check import check_centermask
+from centermask.check_masks import MASK_CHOICES, MASK_RANGES
 from projects import get_cfg
 from segzoo.config import merge_config
 from segzoo.errors import ConfigError
 
+CHOICES = MASK_CHOICES | check.CHOICES
+RANGES = MASK_RANGES | check.RANGES
 # What each range refuses, and the ends that it allows.
 WEIGHTS = [f"{name}_LOSS_WEIGHT" for name in ("HEATMAP", "OFFSET", "SIZE", "MASK", "SALIENCY")]
 REFUSED: dict[str, list[Any]] = {

@@ -16,8 +16,7 @@ from detectron2.structures import Boxes, Instances
 
 from centermask.centermask import CenterMask
 from centermask.decode import Detections
-from centermask.maps import MAP_STRIDE, CenterMaps
-from centermask.objective import saliency_channels_of
+from centermask.maps import MAP_STRIDE, CenterMaps, saliency_channels_of
 from projects import get_cfg
 from projects.CenterMask import draw_variants
 from projects.CenterMask.draw_variants import (
@@ -227,7 +226,7 @@ def test_the_explained_detection_is_the_closest_one_of_the_class(
 def make_perfect(model: CenterMask, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Has a model predict the maps that the ground truth asks for."""
     masks, objective = torch.from_numpy(scene.masks), model.objective
-    channels = saliency_channels_of(scene.classes, objective)
+    channels = saliency_channels_of(scene.classes, objective.saliency_channels)
     shapes, saliency, boxes_px = true_maps(masks, channels, side=32)
     boxes = boxes_px / MAP_STRIDE
     centers, sizes = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]

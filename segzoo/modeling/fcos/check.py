@@ -6,8 +6,6 @@ The engine's own check runs on whole configs only; this one also meets a model t
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -15,9 +13,10 @@ from detectron2.modeling import Backbone
 
 from segzoo.errors import ConfigError
 from segzoo.modeling.backbones.pyramid import check_norm
+from segzoo.modeling.check_values import Range, check_ranges, is_number
 
-# Key below MODEL.FCOS -> whether a finite number is allowed, and how to say so.
-RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+# Key below MODEL.FCOS -> its range.
+RANGES: dict[str, Range] = {
     "NUM_CLASSES": (lambda value: value >= 1, "at least 1"),
     "NUM_CONVS": (lambda value: value >= 0, "at least 0"),
     "PRE_NMS_TOPK": (lambda value: value >= 1, "at least 1"),
@@ -41,10 +40,7 @@ def check_fcos(cfg: CfgNode, backbone: Backbone) -> None:
         ConfigError: names the key, its value and the allowed range.
     """
     fcos = cfg.MODEL.FCOS
-    for name, (is_allowed, text) in RANGES.items():
-        value = fcos[name]
-        if not (_is_finite_number(value) and is_allowed(value)):
-            raise ConfigError(f"MODEL.FCOS.{name} is {value!r}", f"it must be {text}")
+    check_ranges("MODEL.FCOS", fcos, RANGES)
     if cfg.TEST.DETECTIONS_PER_IMAGE < 1:
         raise ConfigError(f"TEST.DETECTIONS_PER_IMAGE is {cfg.TEST.DETECTIONS_PER_IMAGE}", "it must be at least 1")
     if not isinstance(fcos.DEFORMABLE, bool):
@@ -57,10 +53,6 @@ def check_fcos(cfg: CfgNode, backbone: Backbone) -> None:
     channels = _check_levels(list(fcos.IN_FEATURES), backbone)
     _check_sizes(list(fcos.SIZES_OF_INTEREST), len(fcos.IN_FEATURES))
     check_norm("MODEL.FCOS.NORM", fcos.NORM, channels)
-
-
-def _is_finite_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _check_levels(in_features: list[Any], backbone: Backbone) -> int:
@@ -93,7 +85,7 @@ def _check_sizes(sizes: list[Any], num_levels: int) -> None:
             f"{given}, {len(sizes)} limits for the {num_levels} levels of MODEL.FCOS.IN_FEATURES",
             f"give {num_levels - 1}: one for each level but the last",
         )
-    if not all(_is_finite_number(size) and size > 0 for size in sizes):
+    if not all(is_number(size) and size > 0 for size in sizes):
         raise ConfigError(given, "limits are positive numbers of pixels")
     if any(small >= large for small, large in itertools.pairwise(sizes)):
         raise ConfigError(given, "limits must increase, such as [64, 128, 256, 512]")
