@@ -253,11 +253,7 @@ class CenterMaskFCOS(nn.Module):
                 self._shapes_at(maps, locations, found.locations, torch.full_like(found.locations, image)),
                 None if maps.saliency is None else maps.saliency[image],
                 boxes,
-<<<<<<< HEAD
-                self._channels(found.classes),
-=======
-                saliency_channels_of(kept.classes, self.saliency_channels),
->>>>>>> wt-a
+                saliency_channels_of(found.classes, self.saliency_channels),
                 input_size=size,
                 output_size=output_size,
                 threshold=self.mask_rule.threshold,

@@ -16,12 +16,7 @@ from torch import Tensor
 from centermask.assembly import mask_loss, saliency_loss
 from centermask.decode import center_boxes
 from centermask.losses import L1_MARGIN, Counts, focal_loss, l1_loss
-<<<<<<< HEAD
-from centermask.maps import CenterMaps, gather_cells
-=======
 from centermask.maps import CenterMaps, gather_cells, saliency_channels_of
-from centermask.soft_masks import soft_masks, union_masks
->>>>>>> wt-a
 from centermask.targets import NotTrained, Objects, collect_objects, heatmap_targets, image_numbers
 from centermask.unions import union_masks
 from segzoo.geometry.soft_masks import soft_masks
