@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone
@@ -25,19 +26,12 @@ from centermask.check_fcos import check_centermask_fcos
 from centermask.fcos_head import FCOSMaskHead, FCOSMaskMaps
 from centermask.fcos_targets import FCOSTargets, draw_positives, fcos_targets
 from centermask.losses import replace_zeros
+from centermask.map_pictures import fcos_pictures
 from centermask.maps import MAP_STRIDE, saliency_channels_of
 from centermask.saliency import SaliencyBranch
 from centermask.soft_masks import soft_masks, union_masks
 from centermask.targets import image_numbers
-from segzoo.modeling.fcos.decode import (
-    DecodeRule,
-    clip_boxes,
-    distances_to_boxes,
-    output_scale,
-    select_candidates,
-    suppress,
-    usable_locations,
-)
+from segzoo.modeling.fcos.decode import DecodeRule, Detections, detect_boxes, output_scale
 from segzoo.modeling.fcos.fcos import detector_arguments, head_arguments
 from segzoo.modeling.fcos.head import exp_size
 from segzoo.modeling.fcos.locations import Locations, compute_locations, flatten_levels, map_sizes
@@ -249,37 +243,35 @@ class CenterMaskFCOS(nn.Module):
         batched_inputs: list[dict],
     ) -> list[dict[str, Instances]]:
         """Detections of every image in its original pixels."""
-        cls_scores = flatten_levels(maps.cls_logits).float().sigmoid()
-        centerness = flatten_levels(maps.centerness_logits).float().sigmoid().squeeze(2)
-        box_logits = flatten_levels(maps.box_logits)
-        is_usable = usable_locations(locations.points_px, image_sizes, (cls_scores, centerness[..., None], box_logits))
-        level_sizes = [height * width for height, width in map_sizes(maps.cls_logits)]
-        rule, results = self.decode_rule, []
-        for image, (size, inputs) in enumerate(zip(image_sizes, batched_inputs, strict=True)):
-            candidates = select_candidates(
-                *(cls_scores[image], centerness[image], is_usable[image], level_sizes),
-                score_threshold=rule.score_threshold,
-                topk=rule.pre_nms_topk,
-            )
-            points = locations.points_px[candidates.locations]
-            boxes = distances_to_boxes(points, exp_size(box_logits[image, candidates.locations]))
-            boxes = clip_boxes(boxes, size)
-            keep = suppress(boxes, candidates, nms_threshold=rule.nms_threshold, max_detections=rule.max_detections)
-            boxes, kept = boxes[keep], candidates.select(keep)
+        results = []
+        found = zip(self.detect(maps, locations, image_sizes), image_sizes, batched_inputs, strict=True)
+        for image, (detections, size, inputs) in enumerate(found):
             output_size = (inputs.get("height", size[0]), inputs.get("width", size[1]))
             masks = assemble_masks(
-                self._shapes_at(maps, locations, kept.locations, torch.full_like(kept.locations, image)),
+                self.shapes_of(maps, locations, detections, image),
                 None if maps.saliency is None else maps.saliency[image],
-                boxes,
-                saliency_channels_of(kept.classes, self.saliency_channels),
+                detections.boxes_px,
+                saliency_channels_of(detections.classes, self.saliency_channels),
                 input_size=size,
                 output_size=output_size,
                 threshold=self.mask_rule.threshold,
                 budget_mb=self.mask_rule.budget_mb,
             )
-            boxes = boxes * output_scale(size, output_size, boxes.device).repeat(2)
-            results.append({"instances": build_instances(output_size, boxes, kept.scores, kept.classes, masks)})
+            boxes = detections.boxes_px * output_scale(size, output_size, self.device).repeat(2)
+            instances = build_instances(output_size, boxes, detections.scores, detections.classes, masks)
+            results.append({"instances": instances})
         return results
+
+    def detect(self, maps: FCOSMaskMaps, locations: Locations, image_sizes: list[tuple[int, int]]) -> list[Detections]:
+        """Detections of every image in pixels of the network's input, best first."""
+        return detect_boxes(
+            *(maps.cls_logits, maps.box_logits, maps.centerness_logits), locations, image_sizes, self.decode_rule
+        )
+
+    def shapes_of(self, maps: FCOSMaskMaps, locations: Locations, detections: Detections, image: int) -> Tensor | None:
+        """(D, S, S) logits of the local shapes of one image's detections; None without shapes."""
+        index = detections.locations
+        return self._shapes_at(maps, locations, index, torch.full_like(index, image))
 
     def dense_outputs(self, images: Tensor) -> FCOSMaskMaps:
         """(N, 3, H, W) normalised images, padded to the size divisibility -> the raw maps."""
@@ -293,3 +285,7 @@ class CenterMaskFCOS(nn.Module):
         """The raw maps that masks are built from: the features that shapes are made of, and the saliency."""
         features = maps.box_features if self.head.shape_size else []
         return [*features, *([] if maps.saliency is None else [maps.saliency])]
+
+    def map_pictures(self, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Pictures of what the masks of one image are made of, by title; see `centermask.map_pictures`."""
+        return fcos_pictures(self, inputs)

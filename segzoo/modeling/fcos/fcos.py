@@ -15,15 +15,7 @@ from torch import Tensor, nn
 
 from segzoo.modeling.fcos.assign import assign_batch, box_distances
 from segzoo.modeling.fcos.check import check_fcos
-from segzoo.modeling.fcos.decode import (
-    DecodeRule,
-    clip_boxes,
-    distances_to_boxes,
-    output_scale,
-    select_candidates,
-    suppress,
-    usable_locations,
-)
+from segzoo.modeling.fcos.decode import DecodeRule, detect_boxes, output_scale
 from segzoo.modeling.fcos.head import FCOSHead, FCOSMaps, exp_size
 from segzoo.modeling.fcos.locations import Locations, compute_locations, flatten_levels, map_sizes
 from segzoo.modeling.fcos.losses import box_centerness, centerness_loss, focal_loss, iou_loss
@@ -176,29 +168,15 @@ class FCOS(nn.Module):
         batched_inputs: list[dict],
     ) -> list[dict[str, Instances]]:
         """Detections of every image, boxes in its original pixels."""
-        cls_scores = flatten_levels(maps.cls_logits).float().sigmoid()
-        centerness = flatten_levels(maps.centerness_logits).float().sigmoid().squeeze(2)
-        box_logits = flatten_levels(maps.box_logits)
-        is_usable = usable_locations(locations.points_px, image_sizes, (cls_scores, centerness[..., None], box_logits))
-        level_sizes = [height * width for height, width in map_sizes(maps.cls_logits)]
-        rule, results = self.decode_rule, []
-        for image, (size, inputs) in enumerate(zip(image_sizes, batched_inputs, strict=True)):
-            candidates = select_candidates(
-                cls_scores[image],
-                centerness[image],
-                is_usable[image],
-                level_sizes,
-                score_threshold=rule.score_threshold,
-                topk=rule.pre_nms_topk,
-            )
-            points = locations.points_px[candidates.locations]
-            boxes = distances_to_boxes(points, exp_size(box_logits[image, candidates.locations]))
-            boxes = clip_boxes(boxes, size)
-            keep = suppress(boxes, candidates, nms_threshold=rule.nms_threshold, max_detections=rule.max_detections)
+        found = detect_boxes(
+            *(maps.cls_logits, maps.box_logits, maps.centerness_logits), locations, image_sizes, self.decode_rule
+        )
+        results = []
+        for detections, size, inputs in zip(found, image_sizes, batched_inputs, strict=True):
             output_size = (inputs.get("height", size[0]), inputs.get("width", size[1]))
-            boxes = boxes[keep] * output_scale(size, output_size, boxes.device).repeat(2)
-            kept = candidates.select(keep)
-            results.append({"instances": build_instances(output_size, boxes, kept.scores, kept.classes, None)})
+            boxes = detections.boxes_px * output_scale(size, output_size, self.device).repeat(2)
+            instances = build_instances(output_size, boxes, detections.scores, detections.classes, None)
+            results.append({"instances": instances})
         return results
 
     def dense_outputs(self, images: Tensor) -> FCOSMaps:
