@@ -23,9 +23,9 @@ from centermask.decode import DecodeRule, Detections, find_peaks, peak_scores, s
 from centermask.heads import CenterHead, FeatureSum
 from centermask.left_out import LeftOut
 from centermask.losses import Counts, replace_zeros
+from centermask.map_pictures import center_pictures
 from centermask.maps import MAP_STRIDE, CenterMaps, gather_cells, saliency_channels_of
 from centermask.objective import Objective, build_targets, feature_losses
-from centermask.pictures import map_pictures
 from segzoo.modeling.fcos.decode import output_scale
 from segzoo.modeling.normalizer import mean_over_ranks
 from segzoo.modeling.postprocess import build_instances
@@ -224,5 +224,5 @@ class CenterMask(nn.Module):
         return [values for values in (feature, maps.saliency) if values is not None]
 
     def map_pictures(self, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
-        """Pictures of what the masks of one image are made of, by title; see `centermask.pictures`."""
-        return map_pictures(self, inputs)
+        """Pictures of what the masks of one image are made of, by title; see `centermask.map_pictures`."""
+        return center_pictures(self, inputs)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone
@@ -25,12 +26,13 @@ from centermask.check_fcos import check_centermask_fcos
 from centermask.fcos_head import FCOSMaskHead, FCOSMaskMaps
 from centermask.fcos_targets import FCOSTargets, draw_positives, fcos_targets
 from centermask.losses import replace_zeros
+from centermask.map_pictures import fcos_pictures
 from centermask.maps import MAP_STRIDE, saliency_channels_of
 from centermask.saliency import SaliencyBranch
 from centermask.targets import image_numbers
 from centermask.unions import union_masks
 from segzoo.geometry.soft_masks import soft_masks
-from segzoo.modeling.fcos.decode import DecodeRule, detect_boxes, output_scale
+from segzoo.modeling.fcos.decode import DecodeRule, Detections, detect_boxes, output_scale
 from segzoo.modeling.fcos.fcos import detector_arguments, head_arguments
 from segzoo.modeling.fcos.head import exp_size
 from segzoo.modeling.fcos.locations import Locations, compute_locations, flatten_levels, map_sizes
@@ -243,25 +245,34 @@ class CenterMaskFCOS(nn.Module):
     ) -> list[dict[str, Instances]]:
         """Detections of every image in its original pixels."""
         results = []
-        detections = detect_boxes(
-            *(maps.cls_logits, maps.box_logits, maps.centerness_logits), locations, image_sizes, self.decode_rule
-        )
-        for image, (boxes, found) in enumerate(detections):
-            size, inputs = image_sizes[image], batched_inputs[image]
+        found = zip(self.detect(maps, locations, image_sizes), image_sizes, batched_inputs, strict=True)
+        for image, (detections, size, inputs) in enumerate(found):
             output_size = (inputs.get("height", size[0]), inputs.get("width", size[1]))
             masks = assemble_masks(
-                self._shapes_at(maps, locations, found.locations, torch.full_like(found.locations, image)),
+                self.shapes_of(maps, locations, detections, image),
                 None if maps.saliency is None else maps.saliency[image],
-                boxes,
-                saliency_channels_of(found.classes, self.saliency_channels),
+                detections.boxes_px,
+                saliency_channels_of(detections.classes, self.saliency_channels),
                 input_size=size,
                 output_size=output_size,
                 threshold=self.mask_rule.threshold,
                 budget_mb=self.mask_rule.budget_mb,
             )
-            boxes = boxes * output_scale(size, output_size, boxes.device).repeat(2)
-            results.append({"instances": build_instances(output_size, boxes, found.scores, found.classes, masks)})
+            boxes = detections.boxes_px * output_scale(size, output_size, self.device).repeat(2)
+            instances = build_instances(output_size, boxes, detections.scores, detections.classes, masks)
+            results.append({"instances": instances})
         return results
+
+    def detect(self, maps: FCOSMaskMaps, locations: Locations, image_sizes: list[tuple[int, int]]) -> list[Detections]:
+        """Detections of every image in pixels of the network's input, best first."""
+        return detect_boxes(
+            *(maps.cls_logits, maps.box_logits, maps.centerness_logits), locations, image_sizes, self.decode_rule
+        )
+
+    def shapes_of(self, maps: FCOSMaskMaps, locations: Locations, detections: Detections, image: int) -> Tensor | None:
+        """(D, S, S) logits of the local shapes of one image's detections; None without shapes."""
+        index = detections.locations
+        return self._shapes_at(maps, locations, index, torch.full_like(index, image))
 
     def dense_outputs(self, images: Tensor) -> FCOSMaskMaps:
         """(N, 3, H, W) normalised images, padded to the size divisibility -> the raw maps."""
@@ -275,3 +286,7 @@ class CenterMaskFCOS(nn.Module):
         """The raw maps that masks are built from: the features that shapes are made of, and the saliency."""
         features = maps.box_features if self.head.shape_size else []
         return [*features, *([] if maps.saliency is None else [maps.saliency])]
+
+    def map_pictures(self, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Pictures of what the masks of one image are made of, by title; see `centermask.map_pictures`."""
+        return fcos_pictures(self, inputs)

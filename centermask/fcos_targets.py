@@ -1,5 +1,10 @@
 """CenterMask-FCOS's training targets for a whole batch: FCOS's assignment, and which positives have a mask loss.
 
+Whose a location is, see `assign_locations`: of several objects around it the smallest one's, of equally small ones the
+first one's. So of two objects with one centre and class the smaller has the locations in its box and the larger the
+rest; of two equal ones the second has none. Nor has an object that no location lies strictly inside of, such as a
+single pixel. Objects without a location have no box, centerness and mask loss, but they are in the saliency's target.
+
 Shape shorthand: N images, M ground truths, R locations, P positives, K classes.
 """
 

@@ -14,8 +14,9 @@ from torch.nn import functional
 
 # Penalty-reduced focal loss: power of the error, and of the distance to a peak (Eq. 1).
 ALPHA, BETA = 2, 4
-# Probabilities keep 1e-4 from 0 and 1, as in CenterNet's program: beyond this logit there is no gradient.
-MAX_LOGIT = math.log((1 - 1e-4) / 1e-4)
+# Probabilities keep this far from 0 and 1; beyond it, at this logit, there is no gradient, as in CenterNet's program.
+MIN_PROBABILITY = 1e-4
+MAX_LOGIT = math.log((1 - MIN_PROBABILITY) / MIN_PROBABILITY)
 # CenterNet's program divides an L1 loss by both coordinates of all objects, and this.
 L1_MARGIN = 1e-4
 # Share of a batch's counts in their running mean.

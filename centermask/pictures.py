@@ -1,4 +1,4 @@
-"""Pictures of what CenterMask makes masks of: peaks, local shapes, saliency and their product, of the same objects.
+"""Pictures of what masks are made of: local shapes, saliency and their product, of the same detections.
 
 Shape shorthand: D detections, Cs channels of the saliency, S side of a shape, H, W size of the network's input in
 pixels, h, w of the maps.
@@ -6,26 +6,31 @@ pixels, h, w of the maps.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional
 
 from centermask.assembly import assemble_masks, product_log_probs, sample_shapes
-from centermask.decode import Detections, peak_scores
-from centermask.maps import MAP_STRIDE, CenterMaps, saliency_channels_of
+from centermask.maps import MAP_STRIDE
 from segzoo.geometry.box_cells import box_pixels
-from segzoo.visualization import draw_boxes, draw_heat, draw_mask, draw_points, instance_color
+from segzoo.visualization import draw_boxes, draw_heat, draw_mask, instance_color
 
-if TYPE_CHECKING:
-    from centermask.centermask import CenterMask
-
-# Detections that are shown, if they score above MIN_SCORE; the best one whatever it scores.
-MAX_SHOWN = 8
-MIN_SCORE = 0.3
 YELLOW = (0, 220, 255)
+
+
+class MaskParts(NamedTuple):
+    """What the masks of one image's detections are made of, best first.
+
+    shapes: (D, S, S) logits, or None. saliency: (Cs, h, w) logits, or None. boxes_px: (D, 4) xyxy in pixels of the
+    network's input. channels: (D,) of the saliency.
+    """
+
+    shapes: Tensor | None
+    saliency: Tensor | None
+    boxes_px: Tensor
+    channels: Tensor
 
 
 def shape_canvas(shapes: Tensor, boxes_px: Tensor, size: tuple[int, int]) -> Tensor:
@@ -72,76 +77,46 @@ def enlarge_saliency(saliency: Tensor, size: tuple[int, int]) -> Tensor:
     return enlarged[0, :, : size[0], : size[1]]
 
 
-@torch.no_grad()
-def map_pictures(model: CenterMask, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The best detections of one image in the network's input: their peaks, shapes, saliency, product, and masks.
+def part_pictures(
+    image_bgr: np.ndarray, parts: MaskParts, *, threshold: float, budget_mb: float
+) -> dict[str, np.ndarray]:
+    """The shapes, the saliency, their product and the masks of one image's detections.
 
     Args:
-        model: in evaluation mode.
-        inputs: "image" (3, H, W) in the model's order of channels, and perhaps "pad_to", as for a forward.
+        image_bgr: (H, W, 3) uint8, the network's input.
+        parts: of the detections, one or more.
+        threshold, budget_mb: see `assemble_masks`.
 
     Returns:
-        (H, W, 3) uint8 BGR each, by title; empty when nothing is detected. Parts that the model lacks are left out.
+        (H, W, 3) uint8 BGR each, by title. Parts that are None are left out.
     """
-    images = model.preprocessor([inputs], model.device)
-    size = images.image_sizes[0]
-    maps = model.dense_outputs(images.tensor)[-1]
-    shown = _best(model.detect(maps, [size])[0])
-    if not len(shown.scores):
-        return {}
-    image = _to_bgr(inputs["image"], model.preprocessor.input_format)
-    shapes, channels = (
-        model.shapes_of(maps, shown, 0),
-        saliency_channels_of(shown.classes, model.objective.saliency_channels),
-    )
-    saliency = None if maps.saliency is None else enlarge_saliency(maps.saliency[0], size)
-    pictures = {"heatmap and its peaks": _draw_peaks(image, maps, shown, size)}
-    if shapes is not None:
-        pictures["local shapes"] = _draw_probabilities(image, shape_canvas(shapes, shown.boxes_px, size))
+    size = (image_bgr.shape[0], image_bgr.shape[1])
+    saliency = None if parts.saliency is None else enlarge_saliency(parts.saliency, size)
+    pictures = {}
+    if parts.shapes is not None:
+        pictures["local shapes"] = _draw_probabilities(image_bgr, shape_canvas(parts.shapes, parts.boxes_px, size))
     if saliency is not None:
         # Of the classes that are shown.
-        pictures["saliency"] = _draw_probabilities(image, saliency[channels.unique()].amax(dim=0).sigmoid())
-    product = product_canvas(shapes, saliency, shown.boxes_px, channels, size)
-    pictures["shape x saliency"] = _draw_probabilities(image, product)
+        pictures["saliency"] = _draw_probabilities(image_bgr, saliency[parts.channels.unique()].amax(dim=0).sigmoid())
+    product = product_canvas(parts.shapes, saliency, parts.boxes_px, parts.channels, size)
+    pictures["shape x saliency"] = _draw_probabilities(image_bgr, product)
     masks = assemble_masks(
-        shapes,
-        None if maps.saliency is None else maps.saliency[0],
-        shown.boxes_px,
-        channels,
+        *(parts.shapes, parts.saliency, parts.boxes_px, parts.channels),
         input_size=size,
         output_size=size,
-        threshold=model.decode_rule.mask_threshold,
-        budget_mb=model.mask_budget_mb,
+        threshold=threshold,
+        budget_mb=budget_mb,
     )
-    pictures["masks made of the maps"] = _draw_masks(image, np.asarray(masks), shown)
+    pictures["masks made of the maps"] = _draw_masks(image_bgr, np.asarray(masks), parts.boxes_px)
     return pictures
-
-
-def _best(detections: Detections) -> Detections:
-    count = max(1, int((detections.scores[:MAX_SHOWN] > MIN_SCORE).sum()))
-    return Detections(*(column[:count] for column in detections))
-
-
-def _draw_peaks(image: np.ndarray, maps: CenterMaps, shown: Detections, size: tuple[int, int]) -> np.ndarray:
-    """The largest score of every cell, and the boxes and centres of the detections."""
-    heat = peak_scores(maps.heatmap, [size])[0].amax(dim=0).cpu().numpy()
-    boxes = shown.boxes_px.cpu().numpy()
-    canvas = draw_boxes(draw_heat(image, heat, stride=MAP_STRIDE), boxes, YELLOW)
-    return draw_points(canvas, (boxes[:, :2] + boxes[:, 2:]) / 2)
 
 
 def _draw_probabilities(image: np.ndarray, values: Tensor) -> np.ndarray:
     return draw_heat(image, values.cpu().numpy(), stride=1)
 
 
-def _draw_masks(image: np.ndarray, masks: np.ndarray, shown: Detections) -> np.ndarray:
+def _draw_masks(image: np.ndarray, masks: np.ndarray, boxes_px: Tensor) -> np.ndarray:
     """Worst first, so that the best one lies on top."""
     for index in reversed(range(len(masks))):
         image = draw_mask(image, masks[index], instance_color(index))
-    return draw_boxes(image, shown.boxes_px.cpu().numpy(), YELLOW)
-
-
-def _to_bgr(image: Tensor, input_format: str) -> np.ndarray:
-    """(3, H, W) of the mapper -> (H, W, 3) uint8 BGR."""
-    pixels = image.float().round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
-    return np.ascontiguousarray(pixels[:, :, ::-1] if input_format == "RGB" else pixels)
+    return draw_boxes(image, boxes_px.cpu().numpy(), YELLOW)

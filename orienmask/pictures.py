@@ -229,7 +229,7 @@ def map_pictures(model: OrienMask, inputs: dict[str, Any], index: int = 0) -> di
         tau=decode_rule.tau,
         budget_mb=model.mask_budget_mb,
     )
-    image = _to_bgr(inputs["image"], model.preprocessor.input_format)
+    image = model.preprocessor.to_bgr(inputs["image"])
     mask = np.asarray(masks)[0]
     view = _view_detection(maps.orientations[0], one, size, model)
     return {
@@ -252,9 +252,3 @@ def _view_detection(
     limit = torch.tensor([[size[1], size[0]]])
     areas = areas_around(base, sizes, torch.tensor([stride]), limit, model.target_rule.expand_ratio)
     return OrientationView(anchor, vectors.cpu().numpy(), np.ones(size, dtype=bool), areas, sizes)
-
-
-def _to_bgr(image: Tensor, input_format: str) -> np.ndarray:
-    """(3, H, W) of the mapper -> (H, W, 3) uint8 BGR."""
-    pixels = image.float().round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
-    return np.ascontiguousarray(pixels[:, :, ::-1] if input_format == "RGB" else pixels)

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from polarmask.cpu_pairs import cpu_pairs
 from polarmask.facings import FACINGS, Pairs
-from segzoo.geometry.outlines import Sides, outlines
-from segzoo.geometry.runs import Contacts, Runs, bounded_blocks, expand, expand_ranges, nonzero
+from segzoo.geometry.outlines import Sides
+from segzoo.geometry.runs import bounded_blocks, expand, expand_ranges, nonzero
 
 # The distance of a ray that meets nothing, as in the paper (section 3.2).
 NO_HIT_PX = 1e-6
@@ -43,35 +43,21 @@ def ray_directions(num_rays: int, device: torch.device | None = None) -> Tensor:
     return torch.stack((angles.sin(), angles.cos()), dim=1).float()
 
 
-def cast_rays(
-    runs: Runs,
-    points_px: Tensor,
-    point_masks: Tensor,
-    num_rays: int,
-    *,
-    contacts: Contacts | None = None,
-    max_pairs: int = MAX_PAIRS,
+def cast_to_sides(
+    sides: Sides, points_px: Tensor, point_masks: Tensor, num_rays: int, *, max_pairs: int = MAX_PAIRS
 ) -> Tensor:
     """The farthest crossing of every ray with the outline of the point's mask.
 
     Args:
-        runs: of M masks.
+        sides: of the outlines of M masks, see `outlines`.
         points_px: (P, 2) x and y in continuous pixels; a point may lie outside its mask.
         point_masks: (P,) int64 index of each point's mask.
         num_rays: n.
-        contacts: of the runs, with or without corners, where they are known already.
         max_pairs: pairs of point and side held at once; the result does not depend on it.
 
     Returns:
         (P, n) float32 distances in pixels, `NO_HIT_PX` for a ray that meets nothing.
     """
-    return cast_to_sides(outlines(runs, contacts), points_px, point_masks, num_rays, max_pairs=max_pairs)
-
-
-def cast_to_sides(
-    sides: Sides, points_px: Tensor, point_masks: Tensor, num_rays: int, *, max_pairs: int = MAX_PAIRS
-) -> Tensor:
-    """`cast_rays` to the outlines of the masks."""
     distances = points_px.new_full((len(points_px), num_rays), NO_HIT_PX, dtype=torch.float32)
     if len(sides.mask) == 0 or len(points_px) == 0:
         return distances

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from detectron2.structures import ImageList
 from torch import nn
@@ -65,6 +66,11 @@ class ImagePreprocessor(nn.Module):
         for slot, image in zip(batch, images, strict=True):
             slot[:, : image.shape[-2], : image.shape[-1]] = image
         return ImageList(batch, sizes)
+
+    def to_bgr(self, image: torch.Tensor) -> np.ndarray:
+        """(3, H, W) of the mapper, in the order of `input_format` -> (H, W, 3) uint8 BGR, to draw on."""
+        pixels = image.float().round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+        return np.ascontiguousarray(pixels[:, :, ::-1] if self.input_format == "RGB" else pixels)
 
     def _padded(self, side: int) -> int:
         divisor = max(self.size_divisibility, 1)

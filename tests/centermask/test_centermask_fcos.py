@@ -51,6 +51,57 @@ def test_targets_name_the_ground_truth_of_every_positive() -> None:
         assert found.box_distances_px[row].tolist() == pytest.approx([x - x0, y - y0, x1 - x, y1 - y])
 
 
+def pixel(x: int, y: int) -> np.ndarray:
+    mask = np.zeros(SIZE, dtype=bool)
+    mask[y, x] = True
+    return mask
+
+
+# The rules are those of centermask/fcos_targets.py; of how many objects a location is.
+WIDE, SMALL = ellipse(SIZE, (48, 32), (30, 22)), ellipse(SIZE, (48, 32), (13, 13))
+HARD = {
+    "no objects": ([], 0),
+    "a pixel": ([pixel(61, 33)], 0),
+    "one centre": ([WIDE, SMALL], 2),
+    "one place": ([SMALL, SMALL], 1),
+}
+
+
+def one_class(masks: list[np.ndarray]) -> dict:
+    sample = make_input(SIZE, masks)
+    sample["instances"].gt_classes.zero_()
+    return sample
+
+
+@pytest.mark.parametrize("kind", HARD)
+def test_hard_batches_give_finite_losses_and_gradients(kind: str) -> None:
+    masks, num_trained = HARD[kind]
+    sample = one_class(masks)
+    model = build_toy()
+    losses = losses_and_gradients(model, [sample, sample])
+    for part in ("box", "centerness", "mask"):
+        assert (float(losses[f"loss_{part}"]) > 0) == (num_trained > 0), part
+    assert min(float(losses["loss_cls"]), float(losses["loss_saliency"])) > 0
+    # Of a cell the shares of all objects, 1 at most: a pixel is a sixteenth.
+    total = np.sum([np.zeros(SIZE), *masks], axis=0).reshape(SIZE[0] // 4, 4, SIZE[1] // 4, 4).mean(axis=(1, 3))
+    assert float(model.running_foreground) == pytest.approx(2 * total.clip(max=1).sum())
+
+
+@pytest.mark.parametrize("kind", HARD)
+def test_of_two_objects_around_a_location_the_smaller_or_the_first_has_it(kind: str) -> None:
+    masks, num_trained = HARD[kind]
+    instances = one_class(masks)["instances"]
+    locations = compute_locations([(8, 12), (4, 6), (2, 3), (1, 2), (1, 1)], STRIDES, torch.device("cpu"))
+    found = fcos_targets(locations, [instances], NUM_CLASSES, [64, 128, 256, 512], center_radius=0.0)
+    assert found.owners.unique().tolist() == list(range(num_trained))
+    areas = instances.gt_boxes.area()
+    for positive, owner in zip(found.positives.tolist(), found.owners.tolist()):
+        x, y = locations.points_px[positive].tolist()
+        boxes = instances.gt_boxes.tensor.tolist()
+        around = [i for i, (x0, y0, x1, y1) in enumerate(boxes) if x0 < x < x1 and y0 < y < y1]
+        assert owner == min(around, key=lambda i: (float(areas[i]), i))
+
+
 def test_draw_positives_keeps_all_of_few_and_draws_of_many_by_the_images_seed() -> None:
     images = torch.tensor([0] * 5 + [2] * 200 + [3] * 100)
     drawn = draw_positives(images, [1, 2, 3, 4], 20)

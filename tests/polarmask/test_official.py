@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from polarmask import official, walk
 from polarmask.decode import ContourRule, contour_rles, rays_to_contours, truncated_rles
 from polarmask.official import OfficialContours, degree_bin_rays, find_contours
-from polarmask.rays import MAX_PAIRS, NO_HIT_PX, cast_rays
+from polarmask.rays import MAX_PAIRS, NO_HIT_PX
 from polarmask.targets import TargetRule, polar_targets
 from polarmask.walk import WalkedContours, walked_center
 from segzoo.geometry.components import largest_parts
@@ -22,6 +22,7 @@ from segzoo.geometry.masks import mask_boxes
 from segzoo.geometry.rle import encode_masks
 from segzoo.geometry.runs import find_runs
 from segzoo.modeling.fcos.locations import compute_locations
+from tests.polarmask.casting import cast_rays
 
 CPU = torch.device("cpu")
 

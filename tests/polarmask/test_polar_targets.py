@@ -8,13 +8,14 @@ import torch
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from polarmask.losses import polar_centerness
-from polarmask.rays import NO_HIT_PX, cast_rays
+from polarmask.rays import NO_HIT_PX
 from polarmask.targets import TargetRule, polar_targets
 from segzoo.geometry.components import largest_parts
 from segzoo.geometry.masks import mask_boxes
 from segzoo.geometry.runs import find_runs
 from segzoo.modeling.fcos.assign import assign_batch
 from segzoo.modeling.fcos.locations import Locations, compute_locations
+from tests.polarmask.casting import cast_rays
 
 pytestmark = pytest.mark.usefixtures("both_ways")
 

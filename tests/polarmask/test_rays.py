@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from polarmask.decode import rays_to_contours
-from polarmask.rays import NO_HIT_PX, cast_rays, ray_directions
+from polarmask.rays import NO_HIT_PX, ray_directions
 from segzoo.geometry.components import largest_parts
 from segzoo.geometry.polygons import polygons_to_rles
 from segzoo.geometry.rle import RLEMasks
 from segzoo.geometry.runs import find_runs
+from tests.polarmask.casting import cast_rays
 
 pytestmark = pytest.mark.usefixtures("both_ways")
 

@@ -46,6 +46,56 @@ class DecodeRule(NamedTuple):
     max_detections: int
 
 
+class Detections(NamedTuple):
+    """Detections of one image, best first.
+
+    boxes_px: (D, 4) xyxy in pixels of the network's input, clipped to the image. scores, classes: (D,). locations: (D,)
+    index into the R locations that they come from.
+    """
+
+    boxes_px: Tensor
+    scores: Tensor
+    classes: Tensor
+    locations: Tensor
+
+
+def detect_boxes(
+    cls_logits: Sequence[Tensor],
+    box_logits: Sequence[Tensor],
+    centerness_logits: Sequence[Tensor],
+    locations: Locations,
+    image_sizes: Sequence[tuple[int, int]],
+    rule: DecodeRule,
+) -> list[Detections]:
+    """From the raw maps of a batch to the detections of every image, all of FCOS's way.
+
+    Args:
+        cls_logits, box_logits, centerness_logits: (N, K, Hi, Wi), (N, 4, Hi, Wi) before exp and (N, 1, Hi, Wi) of every
+            level.
+        locations: their R cells.
+        image_sizes: N times (height, width) px without padding.
+        rule: which candidates become detections.
+    """
+    cls_scores = flatten_levels(cls_logits).float().sigmoid()
+    centerness = flatten_levels(centerness_logits).float().sigmoid().squeeze(2)
+    log_sizes = flatten_levels(box_logits)
+    is_usable = usable_locations(locations.points_px, image_sizes, (cls_scores, centerness[..., None], log_sizes))
+    level_sizes = [height * width for height, width in map_sizes(cls_logits)]
+    detections = []
+    for image, size in enumerate(image_sizes):
+        candidates = select_candidates(
+            *(cls_scores[image], centerness[image], is_usable[image], level_sizes),
+            score_threshold=rule.score_threshold,
+            topk=rule.pre_nms_topk,
+        )
+        points = locations.points_px[candidates.locations]
+        boxes = clip_boxes(distances_to_boxes(points, exp_size(log_sizes[image, candidates.locations])), size)
+        keep = suppress(boxes, candidates, nms_threshold=rule.nms_threshold, max_detections=rule.max_detections)
+        kept = candidates.select(keep)
+        detections.append(Detections(boxes[keep], kept.scores, kept.classes, kept.locations))
+    return detections
+
+
 def usable_locations(points_px: Tensor, image_sizes: Sequence[tuple[int, int]], outputs: Sequence[Tensor]) -> Tensor:
     """(N, R) whether a location may become a detection: it lies in its image, and no output there is NaN.
 
@@ -139,50 +189,3 @@ def output_scale(input_size: tuple[int, int], output_size: tuple[int, int], devi
     return torch.tensor(
         [output_size[1] / input_size[1], output_size[0] / input_size[0]], dtype=torch.float32, device=device
     )
-
-
-class BoxDetections(NamedTuple):
-    """What FCOS finds in one image, best first.
-
-    boxes_px: (D, 4) xyxy in pixels of the network's input, clipped to the image. found: D candidates: where each box
-    comes from, its class and score.
-    """
-
-    boxes_px: Tensor
-    found: Candidates
-
-
-def detect_boxes(
-    cls_logits: Sequence[Tensor],
-    box_logits: Sequence[Tensor],
-    centerness_logits: Sequence[Tensor],
-    locations: Locations,
-    image_sizes: Sequence[tuple[int, int]],
-    rule: DecodeRule,
-) -> list[BoxDetections]:
-    """FCOS's detections of every image (section 3.2): candidates, their boxes, NMS.
-
-    Args:
-        cls_logits, box_logits, centerness_logits: (N, K, Hi, Wi), (N, 4, Hi, Wi) before exp and (N, 1, Hi, Wi) of the L
-            levels.
-        locations: R cells of these levels.
-        image_sizes: N times (height, width) without padding.
-        rule: which candidates become detections.
-    """
-    cls_scores = flatten_levels(cls_logits).float().sigmoid()
-    centerness = flatten_levels(centerness_logits).float().sigmoid().squeeze(2)
-    distances = flatten_levels(box_logits)
-    is_usable = usable_locations(locations.points_px, image_sizes, (cls_scores, centerness[..., None], distances))
-    level_sizes = [height * width for height, width in map_sizes(cls_logits)]
-    detections = []
-    for image, size in enumerate(image_sizes):
-        candidates = select_candidates(
-            *(cls_scores[image], centerness[image], is_usable[image], level_sizes),
-            score_threshold=rule.score_threshold,
-            topk=rule.pre_nms_topk,
-        )
-        points = locations.points_px[candidates.locations]
-        boxes = clip_boxes(distances_to_boxes(points, exp_size(distances[image, candidates.locations])), size)
-        keep = suppress(boxes, candidates, nms_threshold=rule.nms_threshold, max_detections=rule.max_detections)
-        detections.append(BoxDetections(boxes[keep], candidates.select(keep)))
-    return detections

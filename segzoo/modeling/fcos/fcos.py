@@ -168,12 +168,15 @@ class FCOS(nn.Module):
         batched_inputs: list[dict],
     ) -> list[dict[str, Instances]]:
         """Detections of every image, boxes in its original pixels."""
+        found = detect_boxes(
+            *(maps.cls_logits, maps.box_logits, maps.centerness_logits), locations, image_sizes, self.decode_rule
+        )
         results = []
-        detections = detect_boxes(*maps, locations, image_sizes, self.decode_rule)
-        for (boxes, found), size, inputs in zip(detections, image_sizes, batched_inputs, strict=True):
+        for detections, size, inputs in zip(found, image_sizes, batched_inputs, strict=True):
             output_size = (inputs.get("height", size[0]), inputs.get("width", size[1]))
-            boxes = boxes * output_scale(size, output_size, boxes.device).repeat(2)
-            results.append({"instances": build_instances(output_size, boxes, found.scores, found.classes, None)})
+            boxes = detections.boxes_px * output_scale(size, output_size, self.device).repeat(2)
+            instances = build_instances(output_size, boxes, detections.scores, detections.classes, None)
+            results.append({"instances": instances})
         return results
 
     def dense_outputs(self, images: Tensor) -> FCOSMaps:
