@@ -231,14 +231,14 @@ class FCOSIS(nn.Module):
         """
         assert self.lam is not None
         coloring = color_boxes(objects.apart_px, objects.counts)
-        groups, group_images = group_numbers(coloring)
+        groups, group_images = group_numbers(coloring, objects.counts)
         self._log(coloring.num_colors)
         coarse = owners = None
         if isinstance(maps.detection, DetectionMaps):
             coarse = flatten_levels(maps.detection.coarse_logits).float().sigmoid().squeeze(2)
             ways = flatten_levels(maps.detection.center_offsets).float() * locations.strides_px[:, None]
             owners = group_locations(locations.points_px + ways.detach(), objects.centers_px, objects.counts)
-        placed = Groups(objects.boxes_px, objects.levels, objects.images, groups, group_images)
+        placed = Groups(objects.boxes_px, objects.levels, objects.images, groups, len(group_images))
         mu = self.lam.new_zeros(()) if self.mu is None else self.mu
         finest = attention_maps(
             coarse, owners, placed, locations, lam=self.lam, mu=mu, map_size=self._mask_map_size(maps)
@@ -261,18 +261,17 @@ class FCOSIS(nn.Module):
         objects = detected_objects(detections, offsets, locations)
         logits, channels = self.segment(maps, locations, objects)
         results = []
-        for (boxes, found), own, size, inputs in zip(
-            detections, channels.split(objects.counts), image_sizes, batched_inputs, strict=True
-        ):
+        per_image = zip(detections, channels.split(objects.counts), image_sizes, batched_inputs, strict=True)
+        for found, own, size, inputs in per_image:
             output_size = (inputs.get("height", size[0]), inputs.get("width", size[1]))
             masks = cut_masks(
-                *(logits, own, boxes),
+                *(logits, own, found.boxes_px),
                 input_size=size,
                 output_size=output_size,
                 threshold=self.mask_rule.threshold,
                 budget_mb=self.mask_rule.budget_mb,
             )
-            boxes = boxes * output_scale(size, output_size, boxes.device).repeat(2)
+            boxes = found.boxes_px * output_scale(size, output_size, self.device).repeat(2)
             results.append({"instances": build_instances(output_size, boxes, found.scores, found.classes, masks)})
         return results
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from fcosis.padding import mask_padding, pad_boxes
 from fcosis.targets import RegularizedTargets, mass_centers, object_levels
 from segzoo.geometry.soft_masks import MASK_STRIDE
-from segzoo.modeling.fcos.decode import BoxDetections
+from segzoo.modeling.fcos.decode import Detections
 from segzoo.modeling.fcos.locations import Locations, flatten_levels
 
 
@@ -76,7 +76,7 @@ def training_objects(
 
 
 def detected_objects(
-    detections: Sequence[BoxDetections], center_offsets: Sequence[Tensor], locations: Locations
+    detections: Sequence[Detections], center_offsets: Sequence[Tensor], locations: Locations
 ) -> Objects:
     """Detections as objects: their level and their centre are those of the location that found them.
 
@@ -85,13 +85,13 @@ def detected_objects(
         center_offsets: (N, 2, Hi, Wi) of every level, in strides; none (then centres are the locations themselves).
         locations: R cells.
     """
-    boxes = torch.cat([boxes for boxes, _ in detections])
-    found = torch.cat([found.locations for _, found in detections])
-    counts = [len(boxes) for boxes, _ in detections]
+    found = torch.cat([own.locations for own in detections])
+    counts = [len(own.locations) for own in detections]
     centers = locations.points_px[found]
     if center_offsets:
         offsets = flatten_levels(center_offsets).float()
         images = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(found.device)
         centers = centers + offsets[images, found] * locations.strides_px[found, None]
-    classes = torch.cat([found.classes for _, found in detections])
+    boxes = torch.cat([own.boxes_px for own in detections])
+    classes = torch.cat([own.classes for own in detections])
     return Objects(boxes, boxes, centers, locations.levels[found], classes, counts)
