@@ -1,4 +1,4 @@
-"""The segmentation heads against slow readable oracles: what is convolved, enlarged and summed, and in how many parts."""
+"""The segmentation heads against slow readable oracles: what is convolved and summed, and in how many parts."""
 
 from __future__ import annotations
 
