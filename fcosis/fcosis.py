@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone
@@ -28,6 +29,7 @@ from fcosis.head import DetectionMaps, GroupingHead
 from fcosis.losses import center_loss, coarse_loss, mask_loss
 from fcosis.masks import cut_masks
 from fcosis.objects import Objects, detected_objects, training_objects
+from fcosis.pictures import map_pictures
 from fcosis.segmentation import ContextHead, SegmentationHead, shrink
 from fcosis.targets import RegularizedTargets, center_targets, regularized_targets
 from segzoo.geometry.soft_masks import MASK_STRIDE, soft_masks
@@ -283,6 +285,10 @@ class FCOSIS(nn.Module):
         return FCOSISMaps(
             detection, levels, self.segmentation(levels) if isinstance(self.segmentation, ContextHead) else None
         )
+
+    def map_pictures(self, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
+        """What the masks of one image come from, see `fcosis.pictures.map_pictures`."""
+        return map_pictures(self, inputs)
 
     def _mask_map_size(self, maps: FCOSISMaps) -> tuple[int, int]:
         height, width = maps.features[0].shape[2:]
