@@ -73,6 +73,8 @@ class MaskRule(NamedTuple):
 class FCOSIS(nn.Module):
     """FCOS's boxes, and masks from a segmentation that attends to the objects of one colour group at a time."""
 
+    # What the segmentation is done for, one after the other.
+    OBJECT_UNIT = "colour group"
     mu: Tensor | None
 
     @configurable
@@ -285,6 +287,16 @@ class FCOSIS(nn.Module):
         return FCOSISMaps(
             detection, levels, self.segmentation(levels) if isinstance(self.segmentation, ContextHead) else None
         )
+
+    def object_stage(self, maps: FCOSISMaps, count: int) -> Tensor:
+        """(G, H, W) logits of the first image for `count` colour groups, for the counting of what they cost."""
+        if maps.class_logits is not None:
+            return maps.class_logits[:0].flatten(0, 1)
+        assert isinstance(self.segmentation, SegmentationHead)
+        height, width = self._mask_map_size(maps)
+        attention = shrink(maps.features[0].new_ones(count, 1, height, width), len(maps.features))
+        images = torch.zeros(count, dtype=torch.int64, device=self.device)
+        return self.segmentation(maps.features, attention, images, self.mask_rule.group_budget_mb)
 
     def map_pictures(self, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
         """What the masks of one image come from, see `fcosis.pictures.map_pictures`."""

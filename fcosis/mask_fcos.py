@@ -35,6 +35,9 @@ class MaskFCOSMaps(NamedTuple):
 class MaskFCOS(nn.Module):
     """FCOS v1 with regularised targets; masks are predicted in its boxes by a second stage."""
 
+    # What the second stage is done for.
+    OBJECT_UNIT = "box"
+
     @configurable
     def __init__(
         self,
@@ -166,3 +169,9 @@ class MaskFCOS(nn.Module):
     def mask_maps(self, maps: MaskFCOSMaps) -> list[Tensor]:
         """The maps that masks are built from."""
         return list(maps.features.values())
+
+    def object_stage(self, maps: MaskFCOSMaps, count: int) -> Tensor:
+        """Mask logits of the first image in `count` boxes, for the counting of what they cost."""
+        boxes = maps.detection.cls_logits[0].new_tensor([[0.0, 0.0, 200.0, 200.0]]).expand(count, 4)
+        features = {name: feature[:1] for name, feature in maps.features.items()}
+        return self.mask_head(features, [boxes], torch.zeros(count, dtype=torch.int64, device=self.device))
