@@ -44,7 +44,7 @@ MAX_GROUPS = 3
 MAX_SINGLES = 2
 # Leaves of a group; three are rarer.
 GROUP_SIZES, GROUP_SIZE_CHANCES = (2, 3), (0.7, 0.3)
-CROSSING_CHANCE = 0.6
+CROSSING_CHANCE = 0.65
 # Square root of a leaf's area, as fractions of the scene's side: 31 to 61 px of 256. Leaves are two to two and a half
 # times as long as that.
 MIN_SIZE_FRACTION, MAX_SIZE_FRACTION = 0.12, 0.24
@@ -55,7 +55,7 @@ DIAGONAL_JITTER_RAD = np.deg2rad(15.0)
 CROSSING_JITTER_RAD = np.deg2rad(10.0)
 PARALLEL_JITTER_RAD = np.deg2rad(6.0)
 # Leaves cross anywhere up to this share of their half length, at their middles too.
-MAX_CROSSING_SHIFT = 0.6
+MAX_CROSSING_SHIFT = 0.45
 MAX_SLIDE_SHIFT = 0.25
 # Leaves that lie side by side are slid together until they share this many pixels.
 CONTACT_PX = 4

@@ -115,9 +115,7 @@ def _draw_all(
     drawing: Drawing, image_folder: str, num_images: int, seed: int, size_px: int, num_workers: int | None
 ) -> list[list[dict[str, Any]]]:
     starts = range(0, num_images, IMAGES_PER_JOB)
-    jobs = [
-        (drawing, image_folder, seed, size_px, start, min(num_images, start + IMAGES_PER_JOB)) for start in starts
-    ]
+    jobs = [(drawing, image_folder, seed, size_px, start, min(num_images, start + IMAGES_PER_JOB)) for start in starts]
     if num_workers is None:
         num_workers = min(MAX_WORKERS, os.cpu_count() or 1, len(jobs))
     if num_workers > 1 and _can_spawn():
