@@ -155,7 +155,7 @@ def _half_length(outline: Outline, size_px: float) -> float:
 
 
 def _leaf_layer(outline: Outline, size_px: float, angle: float, center: np.ndarray) -> Layer:
-    """A leaf whose middle is at `center`, (2,) px from an origin that the group shares; top and left may be negative."""
+    """A leaf whose middle is at `center`, (2,) px from an origin that the group shares; top and left may be < 0."""
     points = rotate(outline.points, angle) * _half_length(outline, size_px) + center
     corner = np.floor(points.min(axis=0))
     width, height = (np.ceil(points.max(axis=0)) - corner).astype(int).tolist()
@@ -198,11 +198,11 @@ def describe(json_file: str) -> dict[str, float]:
     for annotation in content["annotations"]:
         per_image[annotation["image_id"]].append(annotation)
     ious, is_touching = [], []
-    for image_id, annotations in per_image.items():
-        boxes = torch.tensor([annotation["bbox"] for annotation in annotations], dtype=torch.float32)
+    for image_id, own in per_image.items():
+        boxes = torch.tensor([annotation["bbox"] for annotation in own], dtype=torch.float32)
         boxes[:, 2:] += boxes[:, :2]
         ious.append(largest_box_ious(boxes))
-        rles = [segmentation_to_rle(annotation["segmentation"], *sizes[image_id]) for annotation in annotations]
+        rles = [segmentation_to_rle(annotation["segmentation"], *sizes[image_id]) for annotation in own]
         is_touching += _touching(np.stack([mask_api.decode(rle) for rle in rles]))
     largest = torch.cat(ious)
     hidden = [annotation["area"] < 0.95 * annotation["full_area"] for annotation in content["annotations"]]

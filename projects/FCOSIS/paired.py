@@ -18,8 +18,8 @@ class Difference(NamedTuple):
     per_seed: (S,) means of the seeds; the two trainings of a seed are a pair.
     image_error: standard error where images are drawn anew and the trainings are given: each object's difference is
         averaged over the seeds, then images are clusters of objects.
-    seed_error: where trainings are drawn anew and the images are given: sqrt(variance of per_seed / S), of S - 1 degrees
-        of freedom. NaN for a single seed.
+    seed_error: where trainings are drawn anew and the images are given: sqrt(variance of per_seed / S), of S - 1
+        degrees of freedom. NaN for a single seed.
     error: sqrt(image_error^2 + seed_error^2), for new images and new trainings. What images and seeds do together is in
         both parts, so it is rather too large than too small. NaN for a single seed.
     """
