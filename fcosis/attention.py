@@ -1,7 +1,7 @@
 """Attention of colour groups: which pixels belong to their objects, which to others (section 3.2).
 
-Shape shorthand: N images, R locations of all levels, M objects of all images, G colour groups, H, W size of the stride-4
-map, Q pairs of an object and a cell in its box.
+Shape shorthand: N images, R locations of all levels, M objects of all images, G colour groups, H, W size of the
+stride-4 map, Q pairs of an object and a cell in its box.
 """
 
 from __future__ import annotations

@@ -61,7 +61,6 @@ def check_fcosis(cfg: CfgNode, backbone: Backbone) -> None:
         ConfigError: names the key, its value and what is allowed.
     """
     node = cfg.MODEL.FCOSIS
-    check_regularization(cfg, backbone)
     check_choices("MODEL.FCOSIS", node, CHOICES)
     check_ranges("MODEL.FCOSIS", node, RANGES)
     if not isinstance(node.LEARN_MU, bool):

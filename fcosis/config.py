@@ -14,8 +14,8 @@ def add_config(cfg: CfgNode) -> None:
     # alpha, beta, gamma: weights of centerness, occupancy and their geometric mean, 1 together. (1, 0, 0) is FCOS's
     # centerness (figure 6).
     node.REGULARIZATION = [1 / 3, 1 / 3, 1 / 3]
-    # What tells the objects of a picture apart in the segmentation: "grouping" (boxes, coarse segmentation and centres),
-    # "box" (boxes alone, table 3c) or "none" (no attention: a map of each class is cropped, table 3a).
+    # What tells the objects of a picture apart in the segmentation: "grouping" (boxes, coarse segmentation and
+    # centres), "box" (boxes alone, table 3c) or "none" (no attention: a map of each class is cropped, table 3a).
     node.ATTENTION = "grouping"
     # False: mu stays 0, so that nothing pushes back what belongs to others (table 3b).
     node.LEARN_MU = True

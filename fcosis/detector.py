@@ -10,9 +10,9 @@ from typing import Any
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from fcosis.check import check_regularization
 from fcosis.regularization import regularized_weights
 from fcosis.targets import RegularizedTargets
-from segzoo.errors import ConfigError
 from segzoo.modeling.fcos.fcos import detector_arguments
 from segzoo.modeling.fcos.head import FCOSMaps, exp_size
 from segzoo.modeling.fcos.locations import flatten_levels
@@ -27,12 +27,9 @@ def regularized_arguments(cfg: CfgNode) -> dict[str, Any]:
         ConfigError: an impossible MODEL.FCOS, or one that asks for centre sampling.
     """
     arguments = detector_arguments(cfg)
-    radius = arguments.pop("center_radius")
-    if radius > 0:
-        raise ConfigError(
-            f"MODEL.FCOS.CENTER_SAMPLING_RADIUS is {radius}, but regularised targets know no centre sampling",
-            "leave it at 0: masks say which locations count",
-        )
+    check_regularization(cfg, arguments["backbone"])
+    # The check has seen that it is 0.
+    del arguments["center_radius"]
     alpha, beta, gamma = map(float, cfg.MODEL.FCOSIS.REGULARIZATION)
     return arguments | {"regularization": (alpha, beta, gamma)}
 

@@ -1,8 +1,8 @@
 """FCOSIS's meta-architecture: FCOS, and a segmentation that attends to what was detected.
 
-Boxes, a coarse segmentation and ways to the centre of mass tell where in a box the detected object is; the segmentation
-head sees its features weighted by that. Objects that do not overlap share one pass (graph colouring). Code of this paper
-was never published: what it leaves open is listed in projects/FCOSIS/README.md.
+Boxes, a coarse segmentation and ways to the centre of mass tell where in a box the detected object is; the
+segmentation head sees its features weighted by that. Objects that do not overlap share one pass (graph colouring). Code
+of this paper was never published: what it leaves open is listed in projects/FCOSIS/README.md.
 
 Shape shorthand: N images, R locations, K classes, M objects (ground truths in training, detections at test), G colour
 groups, H, W size of the stride-4 map.
@@ -27,8 +27,8 @@ from fcosis.detector import detection_losses, regularized_arguments
 from fcosis.head import DetectionMaps, GroupingHead
 from fcosis.losses import center_loss, coarse_loss, mask_loss
 from fcosis.masks import cut_masks
-from fcosis.segmentation import ContextHead, SegmentationHead, shrink
 from fcosis.objects import Objects, detected_objects, training_objects
+from fcosis.segmentation import ContextHead, SegmentationHead, shrink
 from fcosis.targets import RegularizedTargets, center_targets, regularized_targets
 from segzoo.geometry.soft_masks import MASK_STRIDE, soft_masks
 from segzoo.modeling.fcos.decode import DecodeRule, detect_boxes, output_scale

@@ -20,8 +20,8 @@ class DetectionMaps(NamedTuple):
     """Raw outputs, one map a level.
 
     cls_logits: (N, K, Hi, Wi). box_logits: (N, 4, Hi, Wi) of l, t, r, b before exp. centerness_logits and
-    coarse_logits: (N, 1, Hi, Wi). center_offsets: (N, 2, Hi, Wi) x and y from a location to its object's centre of mass,
-    in strides of the level.
+    coarse_logits: (N, 1, Hi, Wi). center_offsets: (N, 2, Hi, Wi) x and y from a location to its object's centre of
+    mass, in strides of the level.
     """
 
     cls_logits: list[Tensor]

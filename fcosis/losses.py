@@ -1,7 +1,7 @@
 """Losses of what FCOSIS adds to FCOS, in fp32.
 
-Shape shorthand: N images, R locations, P positives, F foreground positives, M objects, B maps, H, W size of the stride-4
-maps, Q pairs of an object and a cell.
+Shape shorthand: N images, R locations, P positives, F foreground positives, M objects, B maps, H, W size of the
+stride-4 maps, Q pairs of an object and a cell.
 """
 
 from __future__ import annotations

@@ -142,18 +142,18 @@ class MaskFCOS(nn.Module):
         """Detections of every image in its original pixels."""
         results = []
         detections = detect_boxes(*maps.detection, locations, image_sizes, self.decode_rule)
-        for image, (boxes, found) in enumerate(detections):
+        for image, found in enumerate(detections):
             size, inputs = image_sizes[image], batched_inputs[image]
             output_size = (inputs.get("height", size[0]), inputs.get("width", size[1]))
             masks = self.mask_head.masks(
                 {name: feature[image : image + 1] for name, feature in maps.features.items()},
-                boxes,
+                found.boxes_px,
                 found.classes,
                 input_size=size,
                 output_size=output_size,
                 budget_mb=self.mask_budget_mb,
             )
-            boxes = boxes * output_scale(size, output_size, boxes.device).repeat(2)
+            boxes = found.boxes_px * output_scale(size, output_size, self.device).repeat(2)
             results.append({"instances": build_instances(output_size, boxes, found.scores, found.classes, masks)})
         return results
 

@@ -1,7 +1,7 @@
-"""Mask regularisation: occupancy of the locations' cells decides whom they belong to and how much they count (figure 6).
+"""Mask regularisation: occupancy of the locations' cells says whom they belong to and how much they count (figure 6).
 
-Shape shorthand: N images, M ground truths (of one image where it is said), R locations, P positives, L levels, H, W size
-of the stride-4 map.
+Shape shorthand: N images, M ground truths (of one image where it is said), R locations, P positives, L levels, H, W
+size of the stride-4 map.
 """
 
 from __future__ import annotations

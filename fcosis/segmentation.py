@@ -108,8 +108,8 @@ class SegmentationHead(nn.Module):
 def shrink(attention: Tensor, num_levels: int) -> list[Tensor]:
     """Attention of stride 4 at the strides of `num_levels` levels, each twice the last: means of 2 x 2 cells.
 
-    For a factor of 2 this is bilinear interpolation (align_corners False); small boxes are not lost between the cells of
-    coarser levels, as they would be with larger ones.
+    For a factor of 2 this is bilinear interpolation (align_corners False); small boxes are not lost between the
+    cells of coarser levels, as they would be with larger ones.
 
     Args:
         attention: (G, 1, H, W).

@@ -1,7 +1,7 @@
 """What the locations of a batch have to predict.
 
-Shape shorthand: N images, M ground truths of all images, R locations, P positives, F foreground positives, K classes, L
-levels.
+Shape shorthand: N images, M ground truths of all images, R locations, P positives, F foreground positives, K classes,
+L levels.
 """
 
 from __future__ import annotations

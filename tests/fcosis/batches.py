@@ -14,8 +14,6 @@ KINDS = ("none", "one empty image", "300", "twins", "pixel")
 def fcosis_config(architecture: str, *options: object, regularization: tuple[float, ...] = THIRDS) -> CfgNode:
     """The toy FCOS's config for another meta-architecture."""
     cfg = toy_config("FCOS", "MODEL.META_ARCHITECTURE", architecture, *options)
-    if "FCOSIS" not in cfg.MODEL:
-        cfg.MODEL.FCOSIS = CfgNode()
     cfg.MODEL.FCOSIS.REGULARIZATION = list(regularization)
     return cfg
 

@@ -1,4 +1,4 @@
-"""The segmentation heads against slow readable oracles: what is convolved, enlarged and summed, and in how many parts."""
+"""The segmentation heads against slow readable oracles: what is convolved and summed, and in how many parts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def one_group(head: SegmentationHead, features: list[Tensor], attention: list[Te
         if total is not None:
             hidden = hidden + functional.interpolate(total, scale_factor=2, mode="bilinear", align_corners=False)
         total = hidden
-    assert total is not None and head.pred.bias is not None
+    assert total is not None
+    assert head.pred.bias is not None
     return torch.einsum("chw,oc->ohw", total[0], head.pred.weight[:, :, 0, 0])[0] + head.pred.bias
 
 
@@ -47,7 +48,8 @@ def test_all_groups_in_one_batch_equal_one_forward_a_group() -> None:
     head, features, attention = make_head(), make_levels(3), make_attention(6)
     images = torch.tensor([0, 0, 1, 2, 2, 2])
     logits = head(features, attention, images, budget_mb=1000)
-    assert logits.shape == (6, *SIZES[0]) and logits.dtype == torch.float32
+    assert logits.shape == (6, *SIZES[0])
+    assert logits.dtype == torch.float32
     for group, image in enumerate(images.tolist()):
         expected = one_group(head, features, [level[group] for level in attention], image)
         torch.testing.assert_close(logits[group], expected, atol=1e-5, rtol=1e-5)
@@ -91,7 +93,8 @@ def test_no_group_gives_no_map_and_gradients_of_zero() -> None:
     assert logits.shape == (0, *SIZES[0])
     logits.sum().backward()
     for leaf in (*head.parameters(), *features):
-        assert leaf.grad is not None and not leaf.grad.any()
+        assert leaf.grad is not None
+        assert not leaf.grad.any()
 
 
 def test_logits_are_fp32_under_autocast() -> None:
@@ -114,6 +117,7 @@ def test_context_head_gives_a_map_of_each_class() -> None:
     torch.manual_seed(0)
     head = ContextHead(channels=CHANNELS, hidden=32, num_levels=3, num_classes=4)
     logits = head(make_levels(2))
-    assert logits.shape == (2, 4, *SIZES[0]) and logits.dtype == torch.float32
+    assert logits.shape == (2, 4, *SIZES[0])
+    assert logits.dtype == torch.float32
     logits.square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in head.parameters())
