@@ -45,8 +45,8 @@ MAX_SINGLES = 2
 # Leaves of a group; three are rarer.
 GROUP_SIZES, GROUP_SIZE_CHANCES = (2, 3), (0.7, 0.3)
 CROSSING_CHANCE = 0.65
-# Square root of a leaf's area, as fractions of the scene's side: 31 to 61 px of 256. Leaves are two to two and a half
-# times as long as that.
+# Square root of a leaf's area, as fractions of the scene's side: 31 to 61 px of 256. Leaves are 1.7 to 2.2 times as
+# long as that.
 MIN_SIZE_FRACTION, MAX_SIZE_FRACTION = 0.12, 0.24
 SIZE_JITTER = 0.1
 # A diagonal leaf fills least of its box, and that of a leaf across it is nearly the same.

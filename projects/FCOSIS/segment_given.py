@@ -26,7 +26,7 @@ from segzoo.data.registration import load_metadata
 from segzoo.errors import ConfigError
 from segzoo.evaluation.ground_truth import load_ground_truth
 from segzoo.geometry.rle import RLEMasks
-from segzoo.modeling.fcos.decode import BoxDetections, Candidates, clip_boxes, distances_to_boxes, usable_locations
+from segzoo.modeling.fcos.decode import Detections, clip_boxes, distances_to_boxes, usable_locations
 from segzoo.modeling.fcos.head import exp_size
 from segzoo.modeling.fcos.locations import Locations, compute_locations, flatten_levels, map_sizes
 
@@ -65,7 +65,7 @@ def given_detections(
     image_sizes: Sequence[tuple[int, int]],
     boxes_px: Sequence[Tensor],
     classes: Sequence[Tensor],
-) -> tuple[list[BoxDetections], Tensor]:
+) -> tuple[list[Detections], Tensor]:
     """Given boxes as if they had been detected, each by its source location.
 
     Args:
@@ -90,7 +90,7 @@ def given_detections(
         scores = (cls_scores[image] * centerness[image]).T[kinds]
         sources = choose_sources(ious, scores)
         own = torch.arange(len(boxes), device=boxes.device)
-        detections.append(BoxDetections(boxes, Candidates(sources, kinds, scores[own, sources])))
+        detections.append(Detections(boxes, scores[own, sources], kinds, sources))
         source_ious.append(ious[own, sources])
     return detections, torch.cat(source_ious)
 
