@@ -188,7 +188,7 @@ def measure_complexity(model: nn.Module, image_size: tuple[int, int], object_cou
     object_cost = _object_cost(model, (height, width), object_counts)
     if object_counts and object_cost is None:
         raise ConfigError(
-            f"--objects {' '.join(map(str, object_counts))}, but this {type(model).__name__} costs the same for any image",
+            f"--objects {' '.join(map(str, object_counts))}: this {type(model).__name__} costs the same for any image",
             "leave the option out",
         )
     return Complexity(
