@@ -22,7 +22,7 @@ def mask_padding(boxes_cells: Tensor, areas_cells: Tensor) -> Tensor:
     Returns:
         (M,) float32.
     """
-    width, height = (boxes_cells[:, 2:] - boxes_cells[:, :2]).double().unbind(dim=1)
+    width, height = (boxes_cells[:, 2:].double() - boxes_cells[:, :2]).unbind(dim=1)
     doubled = 2 * areas_cells.double()
     root = (((width - height).square() + 4 * doubled).sqrt() - (width + height)) / 4
     padding = root.ceil().clamp(min=0)

@@ -182,5 +182,5 @@ def test_fcos_reg_losses_are_detection_losses_of_its_rule() -> None:
 
 
 def test_centre_sampling_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"(?s)CENTER_SAMPLING_RADIUS is 1.5.*leave it at 0"):
+    with pytest.raises(ConfigError, match=r"(?s)CENTER_SAMPLING_RADIUS is 1.5.*set it to 0"):
         regularized_arguments(fcosis_config("FCOSReg", "MODEL.FCOS.CENTER_SAMPLING_RADIUS", 1.5))
