@@ -29,7 +29,7 @@ NORM_GROUPS = 32
 
 
 def check_regularization(cfg: CfgNode, backbone: Backbone) -> None:
-    """Checks MODEL.FCOSIS.REGULARIZATION, and that the levels' cells are made of stride-4 cells.
+    """Checks MODEL.FCOSIS.REGULARIZATION, that the levels' cells are made of the finer one's, and the sampling.
 
     Raises:
         ConfigError: names the key, its value and what is allowed.
@@ -40,13 +40,15 @@ def check_regularization(cfg: CfgNode, backbone: Backbone) -> None:
         raise ConfigError(given, "give alpha, beta and gamma, none below 0, such as [0.3333, 0.3333, 0.3334]")
     if not math.isclose(sum(rule), 1, abs_tol=1e-3):
         raise ConfigError(f"{given}, {sum(rule):g} together", "alpha, beta and gamma must be 1 together")
-    for name in cfg.MODEL.FCOS.IN_FEATURES:
-        stride = backbone.output_shape()[name].stride
-        if stride < MASK_STRIDE or stride & (stride - 1):
-            raise ConfigError(
-                f"MODEL.FCOS.IN_FEATURES has {name!r}, of stride {stride}",
-                f"occupancy is counted in cells of {MASK_STRIDE} px: take strides {MASK_STRIDE}, 8, 16 and so on",
-            )
+    names = list(cfg.MODEL.FCOS.IN_FEATURES)
+    strides = [backbone.output_shape()[name].stride for name in names]
+    is_power = strides[0] >= MASK_STRIDE and strides[0] & (strides[0] - 1) == 0
+    if not is_power or any(coarse != 2 * fine for fine, coarse in itertools.pairwise(strides)):
+        raise ConfigError(
+            f"MODEL.FCOS.IN_FEATURES is {names}, with strides {strides}",
+            f"occupancy is counted in cells of {MASK_STRIDE} px: begin with stride {MASK_STRIDE}, 8 or 16; each has "
+            "twice the last",
+        )
     if cfg.MODEL.FCOS.CENTER_SAMPLING_RADIUS > 0:
         raise ConfigError(
             f"MODEL.FCOS.CENTER_SAMPLING_RADIUS is {cfg.MODEL.FCOS.CENTER_SAMPLING_RADIUS} with mask regularisation",
