@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from segzoo.geometry.box_cells import box_pixels, box_ranges
 from segzoo.geometry.runs import bounded_blocks
 from segzoo.geometry.soft_masks import MASK_STRIDE
+from segzoo.geometry.tiles import neighbors
 from segzoo.modeling.fcos.assign import MAX_PAIRS
 from segzoo.modeling.fcos.locations import Locations
 
@@ -149,8 +150,8 @@ def _sample_membership(
     # Levels without a cell have no object; clamped, because their first cell is beyond the end.
     step = MASK_STRIDE / locations.strides_px[first.clamp(max=len(locations.strides_px) - 1)][level]
     base = objects.images[object_index] * coarse.shape[1] + first[level]
-    top, bottom, share_y = _neighbors((y + 0.5) * step, height)
-    left, right, share_x = _neighbors((x + 0.5) * step, width)
+    top, bottom, share_y = neighbors((y + 0.5) * step, height)
+    left, right, share_x = neighbors((x + 0.5) * step, width)
     flat_coarse, flat_owners = coarse.flatten(), owners.flatten()
 
     def values(row: Tensor, column: Tensor) -> Tensor:
@@ -160,16 +161,3 @@ def _sample_membership(
     upper = torch.lerp(values(top, left), values(top, right), share_x)
     lower = torch.lerp(values(bottom, left), values(bottom, right), share_x)
     return torch.lerp(upper, lower, share_y)
-
-
-def _neighbors(places: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The two cells around each place and the share of the second, as `segzoo.geometry.tiles.neighbors` has them.
-
-    Args:
-        places: (Q,) in cells from the first cell's border.
-        counts: (Q,) int64 cells of each one's row.
-    """
-    places = (places - 0.5).clamp(min=0).minimum((counts - 1).to(places.dtype))
-    lower = places.floor()
-    first = lower.long()
-    return first, torch.minimum(first + 1, counts - 1), places - lower
