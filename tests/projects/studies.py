@@ -14,7 +14,7 @@ from detectron2.modeling import build_model
 from projects import get_cfg
 from segzoo.engine.ablations import Row, read_ablations, row_config
 from segzoo.engine.optimizer import build_optimizer, clip_gradients
-from tests.contract.toys import losses_and_gradients
+from tests.contract.toys import WITHOUT_MASKS, losses_and_gradients
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 Figures = dict[str, dict[str, float | None]]
@@ -94,6 +94,6 @@ def check_steps_and_inference(
         detections = model.eval()([inputs])[0]["instances"]
     assert len(detections) == cfg.TEST.DETECTIONS_PER_IMAGE == 5
     assert {"pred_boxes", "scores", "pred_classes"} <= set(detections.get_fields())
-    assert detections.has("pred_masks") == (cfg.MODEL.META_ARCHITECTURE != "FCOS")
+    assert detections.has("pred_masks") == (cfg.MODEL.META_ARCHITECTURE not in WITHOUT_MASKS)
     assert detections.image_size == (inputs["height"], inputs["width"])
     assert torch.isfinite(detections.pred_boxes.tensor).all()
