@@ -27,6 +27,7 @@ from segzoo.geometry.paste import paste_as_rle
 from segzoo.geometry.rle import RLEMasks
 from segzoo.modeling.backbones.pyramid import check_norm
 from segzoo.modeling.fcos.decode import output_scale
+from segzoo.modeling.normalizer import loss_normalizers
 from segzoo.modeling.shared_masks import SharedMasks
 
 # Detections of an image whose masks are trained, the best ones.
@@ -158,19 +159,23 @@ class BoxMaskHead(nn.Module):
         channels = torch.zeros_like(classes) if self.class_agnostic else classes
         return logits[torch.arange(len(classes), device=classes.device), channels].float()
 
-    def losses(self, features: Mapping[str, Tensor], proposals: Sequence[Proposals]) -> Tensor:
-        """Mean binary cross entropy of the masks within their boxes, over all proposals of the rank.
+    def losses(self, features: Mapping[str, Tensor], proposals: Sequence[Proposals], *, normalizer_mode: str) -> Tensor:
+        """Mean binary cross entropy of the masks within their boxes, over all proposals.
 
-        As Detectron2 divides it: by the rank's own count. Without proposals it is 0, but still depends on everything.
+        Without proposals it is 0, but still depends on everything.
 
         Args:
             features: (N, C, Hi, Wi) by name.
             proposals: of the N images.
+            normalizer_mode: "reduce" for the proposals of all ranks, "local" (Detectron2's) for the rank's own; see
+                `mean_over_ranks`.
         """
         logits = self(features, [own.boxes_px for own in proposals], torch.cat([own.classes for own in proposals]))
         targets = torch.cat([own.masks.crop_and_resize(own.boxes_px, self.mask_size) for own in proposals])
         total = functional.binary_cross_entropy_with_logits(logits, targets.float(), reduction="sum")
-        return total / max(logits.numel(), 1)
+        count = total.new_tensor(len(logits))
+        num_proposals = loss_normalizers(count, count, normalizer_mode).positives
+        return total / (num_proposals * self.mask_size**2)
 
     def masks(
         self,

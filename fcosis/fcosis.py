@@ -10,6 +10,7 @@ groups, H, W size of the stride-4 map.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -40,6 +41,8 @@ from segzoo.modeling.fcos.locations import Locations, compute_locations, flatten
 from segzoo.modeling.normalizer import loss_normalizers
 from segzoo.modeling.postprocess import build_instances
 from segzoo.modeling.preprocess import ImagePreprocessor
+
+logger = logging.getLogger(__name__)
 
 
 class FCOSISMaps(NamedTuple):
@@ -264,6 +267,9 @@ class FCOSIS(nn.Module):
         offsets = raw.center_offsets if isinstance(raw, DetectionMaps) else []
         objects = detected_objects(detections, offsets, locations)
         logits, channels = self.segment(maps, locations, objects)
+        num_wild = int(logits.isnan().flatten(1).any(dim=1)[channels].sum())
+        if num_wild:
+            logger.warning("%d of %d masks have NaN, which is background", num_wild, len(channels))
         results = []
         per_image = zip(detections, channels.split(objects.counts), image_sizes, batched_inputs, strict=True)
         for found, own, size, inputs in per_image:

@@ -133,7 +133,8 @@ class MaskFCOS(nn.Module):
         with torch.no_grad():
             boxes = [found.boxes_px for found in detect_boxes(*maps.detection, locations, image_sizes, rule)]
         proposals = training_proposals(boxes, gt_instances, iou_threshold=self.iou_threshold)
-        return losses | {"loss_mask": self.mask_head.losses(maps.features, proposals)}
+        mask_loss = self.mask_head.losses(maps.features, proposals, normalizer_mode=self.normalizer_mode)
+        return losses | {"loss_mask": mask_loss}
 
     def inference(
         self,

@@ -185,7 +185,7 @@ def test_loss_equals_detectron2s_in_value_and_gradient(agnostic: bool) -> None:
     images = [three_objects(), instances_of([ellipse(SIZE, (60, 50), (30, 30))])]
     detections = [jittered(image.gt_boxes.tensor, 4, 0.05) for image in images]
     proposals = training_proposals(detections, images)
-    loss = head.losses(features, proposals)
+    loss = head.losses(features, proposals, normalizer_mode="local")
     loss.backward()
     found = {name: parameter.grad for name, parameter in head.named_parameters()}
     head.zero_grad(set_to_none=True)
@@ -211,7 +211,7 @@ def test_loss_equals_detectron2s_in_value_and_gradient(agnostic: bool) -> None:
 def test_loss_is_the_mean_entropy_of_the_own_class() -> None:
     head, features = toy_head(), toy_features(1)
     proposals = training_proposals([torch.zeros(0, 4)], [three_objects()])
-    loss = float(head.losses(features, proposals).detach())
+    loss = float(head.losses(features, proposals, normalizer_mode="local").detach())
     with torch.no_grad():
         logits = head.head.layers(head.pooler(list(features.values()), [Boxes(proposals[0].boxes_px)])).double()
     targets = proposals[0].masks.crop_and_resize(proposals[0].boxes_px, 28)
@@ -227,7 +227,7 @@ def test_loss_is_the_mean_entropy_of_the_own_class() -> None:
 def check_gradients(head: BoxMaskHead, features: dict[str, Tensor], proposals: list[Proposals]) -> float:
     for feature in features.values():
         feature.requires_grad_()
-    loss = head.losses(features, proposals)
+    loss = head.losses(features, proposals, normalizer_mode="local")
     loss.backward()
     assert torch.isfinite(loss)
     assert loss.dtype == torch.float32
