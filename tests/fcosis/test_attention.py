@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -132,14 +133,15 @@ def assert_equal_oracle(mode: str, max_pairs: int) -> None:
     leaves = [coarse, lam, mu]
     found_leaves = [leaf.clone().requires_grad_() for leaf in leaves]
     slow_leaves = [leaf.double().requires_grad_() for leaf in leaves]
-    maps = (None, None) if mode == "box" else (found_leaves[0], owners)
-    slow_maps = (None, None) if mode == "box" else (slow_leaves[0], owners)
-    found = attention_maps(
-        *maps, objects, locations, lam=found_leaves[1], mu=found_leaves[2], map_size=MAP_SIZE, max_pairs=max_pairs
-    )
+    maps: list[Any] = [None, None] if mode == "box" else [found_leaves[0], owners]
+    slow_maps: list[Any] = [None, None] if mode == "box" else [slow_leaves[0], owners]
+    lam, mu = found_leaves[1:]
+    found = attention_maps(maps[0], maps[1], objects, locations, lam=lam, mu=mu, map_size=MAP_SIZE, max_pairs=max_pairs)
     assert found.shape == (objects.num_groups, 1, *MAP_SIZE)
     assert found.dtype == torch.float32
-    expected = attention_slowly(*slow_maps, objects, locations, STRIDES, *slow_leaves[1:], MAP_SIZE)
+    expected = attention_slowly(
+        slow_maps[0], slow_maps[1], objects, locations, STRIDES, slow_leaves[1], slow_leaves[2], MAP_SIZE
+    )
     torch.testing.assert_close(found, expected.float(), atol=1e-5, rtol=1e-5)
     # Every cell counts, and each differently.
     weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(2))
@@ -246,10 +248,10 @@ def true_maps(locations: Locations, masks: np.ndarray, centers: Tensor) -> tuple
     coarse = torch.zeros(1, len(locations.points_px))
     ends = locations.points_px.clone()
     for index, (x, y) in enumerate(locations.points_px.long().tolist()):
-        covering = masks[:, y, x].nonzero()[0] if y < SCENE[0] and x < SCENE[1] else []
-        if len(covering):
-            coarse[0, index] = 1.0
-            ends[index] = centers[covering[0]]
+        for m, mask in enumerate(masks):
+            if y < SCENE[0] and x < SCENE[1] and mask[y, x]:
+                coarse[0, index] = 1.0
+                ends[index] = centers[m]
     return coarse, ends[None]
 
 

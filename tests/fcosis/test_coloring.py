@@ -38,7 +38,7 @@ def random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
         if kind == 0:
             boxes[index] = other
         elif kind == 1:
-            boxes[index] = other + np.float32([1, 1, -1, -1])
+            boxes[index] = other + np.array([1, 1, -1, -1], np.float32)
         elif kind == 2:
             # Beside the other one: a side in common.
             boxes[index] = [other[2], other[1], other[2] + 8, other[3]]

@@ -44,6 +44,7 @@ def wake(model: FCOSIS) -> FCOSIS:
             predictions += [(model.head.coarse_logits, 0.3), (model.head.center_offsets, 0.3)]
         for prediction, std in predictions:
             prediction.weight.copy_(torch.randn(prediction.weight.shape, generator=generator) * std)
+            assert prediction.bias is not None
             nn.init.zeros_(prediction.bias)
         for value, weight in ((1.4, model.lam), (0.6, model.mu)):
             if weight is not None:
@@ -175,7 +176,7 @@ def test_no_parameter_is_unused(attention: str, learns_mu: bool) -> None:
             assert weight is None or (weight.grad is not None and bool(weight.grad.any()) == has_objects)
 
 
-@pytest.mark.parametrize("kind", ["twins", "pixel", pytest.param("300", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["twins", "pixel", "300"])
 def test_training_on_hard_objects(kind: str) -> None:
     losses = losses_and_gradients(build_toy(), hard_batch(kind, SIZE))
     assert float(losses["loss_mask"]) > 0
