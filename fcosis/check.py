@@ -24,7 +24,8 @@ RANGES: dict[str, Range] = {
     "MASK_THRESH": (lambda value: 0 < value < 1, "between 0 and 1, without them"),
     "GROUP_BUDGET_MB": (lambda value: value > 0, "greater than 0, such as 4096"),
 }
-# Groups of the norms in the pooling pyramid of the baseline.
+# Groups of the norms in the pooling pyramid of the baseline. With one channel each they would take away what the whole
+# image's mean says.
 NORM_GROUPS = 32
 
 
@@ -67,10 +68,10 @@ def check_fcosis(cfg: CfgNode, backbone: Backbone) -> None:
     check_ranges("MODEL.FCOSIS", node, RANGES)
     if not isinstance(node.LEARN_MU, bool):
         raise ConfigError(f"MODEL.FCOSIS.LEARN_MU is {node.LEARN_MU!r}", "use True or False")
-    if node.ATTENTION == "none" and node.SEG_CHANNELS % NORM_GROUPS:
+    if node.ATTENTION == "none" and (node.SEG_CHANNELS % NORM_GROUPS or node.SEG_CHANNELS == NORM_GROUPS):
         raise ConfigError(
             f"MODEL.FCOSIS.SEG_CHANNELS is {node.SEG_CHANNELS} with ATTENTION 'none'",
-            f"its group norms need a multiple of {NORM_GROUPS}, such as 256",
+            f"its group norms need a multiple of {NORM_GROUPS} above it, such as 256",
         )
     _check_features(list(node.SEG_FEATURES), backbone)
 

@@ -67,7 +67,7 @@ MODELS: dict[str, tuple[str, list[str]]] = {
     "CenterMaskFCOS": ("fcos_EffLite0.yaml", FCOS_TOY + CENTERMASK_FCOS_TOY),
     "FCOSIS": ("fcosis_EffLite0.yaml", FCOSIS_TOY),
     "FCOSIS-box": ("fcosis_EffLite0.yaml", [*FCOSIS_TOY, "MODEL.FCOSIS.ATTENTION", "box"]),
-    "FCOSIS-context": ("fcosis_EffLite0.yaml", [*FCOSIS_TOY, "MODEL.FCOSIS.ATTENTION", "none"]),
+    "FCOSIS-context": ("fcosis_EffLite0.yaml", [*FCOS_TOY, "MODEL.FCOSIS.ATTENTION", "none"]),
     "FCOSReg": ("fcosreg_EffLite0.yaml", FCOS_TOY),
     "MaskFCOS": ("maskfcos_EffLite0.yaml", MASKFCOS_TOY),
     "MaskRCNN": ("mask_rcnn_EffLite0.yaml", RCNN_TOY),

@@ -76,7 +76,7 @@ def test_losses_are_those_of_the_detector_and_of_masks_in_its_boxes(monkeypatch:
             *(maps.detection, targets, THIRDS), focal_alpha=0.25, focal_gamma=2.0, normalizer_mode="local"
         )
         proposals = training_proposals(detections, instances)
-        expected["loss_mask"] = model.mask_head.losses(maps.features, proposals)
+        expected["loss_mask"] = model.mask_head.losses(maps.features, proposals, normalizer_mode="local")
     assert seen == [(DecodeRule(0.05, 1000, 0.6, 100), False)]
     assert len(proposals[0].boxes_px) < 3 + 3 + 100
     assert list(losses) == list(expected)
