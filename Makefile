@@ -2,7 +2,7 @@
 #
 #   make install               .venv with everything pinned in constraints.txt
 #   make install DETECTRON2='git+https://github.com/facebookresearch/detectron2.git'   builds the original Detectron2
-#   make demo [METHOD=polarmask|centermask|orienmask|mask_rcnn|fcos]   trains on generated scenes on this machine and shows the result
+#   make demo [METHOD=polarmask|centermask|orienmask|fcosis|mask_rcnn|fcos]   trains on generated scenes on this machine and shows the result
 #   make test                  tests within 15 minutes on 2 cores;   make test-all adds the slow ones
 #   make lint                  ruff, ruff format, mypy
 #   make clean                 removes caches and build products; keeps .venv, datasets and output

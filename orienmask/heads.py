@@ -12,16 +12,10 @@ from torch import Tensor, nn
 
 from orienmask.neck import YOLONeck, build_five_convs, upsample_to
 from segzoo.modeling.backbones.darknet import build_conv_block
+from segzoo.modeling.precision import predict_in_fp32
 
 # Of a box beside its classes: tx, ty, tw, th, objectness.
 BOX_VALUES = 5
-
-
-def predict_in_fp32(prediction: nn.Module, feature: Tensor) -> Tensor:
-    """The last convolution in fp32 also under autocast: offsets of fractions of a pixel need more than its 8 bits."""
-    with torch.autocast(feature.device.type, enabled=False):
-        out: Tensor = prediction(feature.float())
-    return out
 
 
 class LevelBoxHead(nn.Module):

@@ -6,6 +6,7 @@ from detectron2.config import CfgNode
 
 import centermask
 import centermask.convert
+import fcosis
 import orienmask
 import orienmask.convert
 import polarmask
@@ -13,7 +14,7 @@ import polarmask.convert
 from segzoo.config import get_segzoo_cfg
 
 # One entry a method: the package registers its meta-architectures on import and has add_config(cfg).
-METHODS = (polarmask, orienmask, centermask)
+METHODS = (polarmask, orienmask, centermask, fcosis)
 # Formats of released weights, for tools/convert_weights.py; the first that knows a file takes it.
 CONVERTERS = (*polarmask.convert.CONVERTERS, *orienmask.convert.CONVERTERS, *centermask.convert.CONVERTERS)
 

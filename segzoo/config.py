@@ -160,7 +160,7 @@ def _add_fcos_keys(cfg: CfgNode) -> None:
 
 
 def _add_backbone_keys(cfg: CfgNode) -> None:
-    # Where P6 comes from in build_resnet_fpn_p3p7_backbone and build_timm_fpn_backbone: "p5" or "c5".
+    # Where P6 comes from in build_resnet_fpn_p3p7_backbone (or p2p7) and build_timm_fpn_backbone: "p5" or "c5".
     cfg.MODEL.FPN.TOP_IN_FEATURE = "p5"
     cfg.MODEL.TIMM = CfgNode()
     # Any timm model with features_only, e.g. "efficientnet_lite0".

@@ -18,7 +18,17 @@ from segzoo.errors import ConfigError
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_config_merges(path: Path) -> None:
     cfg = merge_config(get_cfg(), str(path))
-    known = ("FCOS", "PolarMask", "MaskRCNN", "OrienMask", "CenterMask", "CenterMaskFCOS")
+    known = (
+        "FCOS",
+        "PolarMask",
+        "MaskRCNN",
+        "OrienMask",
+        "CenterMask",
+        "CenterMaskFCOS",
+        "FCOSIS",
+        "FCOSReg",
+        "MaskFCOS",
+    )
     assert path.stem.startswith("Base") or cfg.MODEL.META_ARCHITECTURE in known
 
 

@@ -131,7 +131,8 @@ def print_tables(outcomes: Sequence[Outcome]) -> None:
             print(f"\n{outcome.file}, table {row.table}: {row.title}\n{'':{width}}  trainable  {columns}  model")
         built = "   FAILED" if outcome.error else f"{outcome.trainable_parameters / 1e6:7.2f} M"
         built = "    cited" if row.cited else built
-        figures = "  ".join(f"{figure!s:>{max(len(column), 5)}}" for column, figure in row.figures.items())
+        texts = {column: "-" if figure is None else str(figure) for column, figure in row.figures.items()}
+        figures = "  ".join(f"{text:>{max(len(column), 5)}}" for column, text in texts.items())
         print(f"{row.id:{width}}  {built}  {figures}  {describe(row)}")
 
 

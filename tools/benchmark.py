@@ -3,6 +3,7 @@
     python tools/benchmark.py targets [--method polarmask] [--repeats 15] [--threads 1] [--device cpu] [--json]
     python tools/benchmark.py decode
     python tools/benchmark.py shape     (CenterMask's local shapes at object centres beside the map of all shapes)
+    python tools/benchmark.py coloring  (FCOSIS's objects by colour groups beside one forward an object)
 
 Both run in turns in one process on the same input, after their results were compared; only the ratio says something
 about the program, the times belong to the machine.
@@ -26,7 +27,7 @@ from segzoo.errors import ConfigError, SegZooError
 from segzoo.evaluation.timing import Comparison
 
 # What can be timed -> the method that is meant unless another is named.
-DEFAULT_METHODS = {"targets": "polarmask", "decode": "polarmask", "shape": "centermask"}
+DEFAULT_METHODS = {"targets": "polarmask", "decode": "polarmask", "shape": "centermask", "coloring": "fcosis"}
 PROJECTS = Path(__file__).resolve().parents[1] / "projects"
 
 
@@ -39,7 +40,9 @@ def build_argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=list(DEFAULT_METHODS), help="what to time")
     parser.add_argument(
-        "--method", choices=list(methods_with_benchmarks()), help="default: polarmask, of shape centermask"
+        "--method",
+        choices=list(methods_with_benchmarks()),
+        help="default: polarmask, of shape centermask, of coloring fcosis",
     )
     parser.add_argument("--repeats", type=int, default=15, help="timed turns (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")

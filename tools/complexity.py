@@ -28,6 +28,14 @@ def build_argument_parser() -> argparse.ArgumentParser:
         "--size", type=int, nargs=2, default=(800, 1280), metavar=("H", "W"), help="image size in pixels"
     )
     parser.add_argument(
+        "--objects",
+        type=int,
+        nargs="+",
+        default=(),
+        metavar="N",
+        help="totals for so many objects, of a method that costs more with more of them (FCOSIS: colour groups)",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print one JSON object as the last line, on an error its text"
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config keys to change")
@@ -39,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_argument_parser().parse_args(arguments)
     try:
         cfg = merge_config(get_cfg(), args.config_file, args.opts)
-        complexity = measure_complexity(build_for_counting(cfg), tuple(args.size))
+        complexity = measure_complexity(build_for_counting(cfg), tuple(args.size), args.objects)
     except SegZooError as error:
         print(f"error: {error}", file=sys.stderr)
         if args.json:

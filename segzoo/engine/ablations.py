@@ -15,7 +15,7 @@ A file projects/<Method>/ablations.yaml:
           "101":
             config: method_R50.yaml
             options: {MODEL.RESNETS.DEPTH: 101}
-            paper: [31.5, 12]
+            paper: [31.5, null]             # null: the paper prints none
 
 A row is a config of its own, or the model of another row, trained once for both; then its options may only concern the
 evaluation: TEST.*, *_TEST, and what `evaluation_keys` lists. A row with `cited` has the figures of a method that
@@ -71,7 +71,8 @@ TYPE_NAMES: dict[type, str] = {str: "a text", dict: "a mapping", list: "a list"}
 class Row:
     """One row of a table: what to build, and what the paper found.
 
-    id: "<table>-<row>". title: the table's. options: config key -> value. figures: column -> the paper's figure.
+    id: "<table>-<row>". title: the table's. options: config key -> value. figures: column -> the paper's figure, or
+    None where it prints none.
     model_of: id of the row whose model this is, or "". dataset, device, image_size (height, width): what the figures
     belong to, where that matters. cited: the other method whose figures these are, or "": nothing builds it.
     """
@@ -79,7 +80,7 @@ class Row:
     id: str
     table: str
     title: str
-    figures: Mapping[str, float]
+    figures: Mapping[str, float | None]
     config_file: str
     options: Mapping[str, Any]
     model_of: str = ""
@@ -289,15 +290,18 @@ def _complete(rows: Sequence[Row], path: str) -> list[Row]:
     return completed
 
 
-def _figures(paper: Sequence[Any], columns: Sequence[str], where: str) -> dict[str, float]:
+def _figures(paper: Sequence[Any], columns: Sequence[str], where: str) -> dict[str, float | None]:
     if len(paper) != len(columns):
         raise ConfigError(
             f"{where}: {len(paper)} figures for the {len(columns)} columns {', '.join(columns)}", "give one a column"
         )
-    wrong = [figure for figure in paper if isinstance(figure, bool) or not isinstance(figure, int | float)]
-    wrong = wrong or [figure for figure in paper if not math.isfinite(figure)]
+    given = [figure for figure in paper if figure is not None]
+    wrong = [figure for figure in given if isinstance(figure, bool) or not isinstance(figure, int | float)]
+    wrong = wrong or [figure for figure in given if not math.isfinite(figure)]
     if wrong:
-        raise ConfigError(f"{where}: {wrong[0]!r} is no figure", "give finite numbers")
+        raise ConfigError(
+            f"{where}: {wrong[0]!r} is no figure", "give finite numbers, or null for one that is not printed"
+        )
     return dict(zip(columns, paper, strict=True))
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from segzoo.engine.renaming import DROP_COUNTERS, Rule, rename, resnet_rules
 from segzoo.errors import CheckpointError
+from segzoo.modeling.backbones.resnet_fpn import PYRAMIDS
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def resnet_prefix(model: nn.Module, path: str) -> str:
         raise CheckpointError(
             f"{path}: an ImageNet ResNet named as torchvision does, but the {type(model).__name__} has {len(stems)} of "
             "Detectron2's ResNets",
-            "give it to a config with MODEL.BACKBONE.NAME build_resnet_fpn_p3p7_backbone",
+            f"give it to a config with MODEL.BACKBONE.NAME {' or '.join(PYRAMIDS)}",
         )
     return stems[0].removesuffix(STEM)
 

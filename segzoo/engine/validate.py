@@ -16,7 +16,7 @@ from segzoo.data.registration import FORMATS
 from segzoo.engine.optimizer import CLIP_TYPES, OPTIMIZERS
 from segzoo.errors import ConfigError
 from segzoo.modeling.backbones.deformable_resnet import ALL_PLAIN
-from segzoo.modeling.backbones.resnet_fpn import build_resnet_fpn_p3p7_backbone, check_resnet_fpn
+from segzoo.modeling.backbones.resnet_fpn import PYRAMIDS, check_resnet_fpn
 
 CHOICES = {
     "SOLVER.OPTIMIZER": OPTIMIZERS,
@@ -220,13 +220,13 @@ def _check_unused(cfg: CfgNode) -> None:
 
 def _check_backbone(cfg: CfgNode) -> None:
     backbone, deformable = cfg.MODEL.BACKBONE.NAME, list(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE)
-    if backbone == build_resnet_fpn_p3p7_backbone.__name__:
+    if backbone in PYRAMIDS:
         check_resnet_fpn(cfg)
     elif any(deformable):
         # Detectron2's own builders would need its compiled extension; other networks have no such stages.
         raise ConfigError(
             f"MODEL.RESNETS.DEFORM_ON_PER_STAGE is {deformable}, but MODEL.BACKBONE.NAME is {backbone!r}",
-            f"use {build_resnet_fpn_p3p7_backbone.__name__!r}, or leave the stages at {ALL_PLAIN}",
+            f"use {' or '.join(map(repr, PYRAMIDS))}, or leave the stages at {ALL_PLAIN}",
         )
 
 

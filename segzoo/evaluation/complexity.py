@@ -55,6 +55,18 @@ class PartCost:
 
 
 @dataclass
+class ObjectCost:
+    """Cost of what an image's content decides on, not in `Complexity.parts`' MAC.
+
+    unit: what it is done for, such as "colour group". macs: of one. counts: for how many of them totals are asked.
+    """
+
+    unit: str
+    macs: float
+    counts: Sequence[int] = ()
+
+
+@dataclass
 class Complexity:
     """Cost of a model for one image of `image_size` (height, width)."""
 
@@ -63,6 +75,8 @@ class Complexity:
     notes: list[str] = field(default_factory=list)
     # Bytes of the maps that masks are built from, of models that say which these are.
     mask_map_bytes: int | None = None
+    # What the part costs that is done once more for every further object, or group of them; None without such a part.
+    object_cost: ObjectCost | None = None
 
     @property
     def parameters(self) -> int:
@@ -92,6 +106,13 @@ class Complexity:
             lines.append(
                 f"{name:<{width}} {part.parameters:>12,} {part.trainable_parameters:>12,} {part.macs / 1e9:>9.3f}"
             )
+        if self.object_cost is not None:
+            unit, own = self.object_cost.unit, self.object_cost.macs / 1e9
+            lines.append(f"each {unit}: {own:.3f} GMAC more")
+            lines += [
+                f"with {count} {unit}{'' if count == 1 else 's'}: {self.gmac + count * own:.3f} GMAC"
+                for count in self.object_cost.counts
+            ]
         if self.mask_map_bytes is not None:
             lines.append(f"feature maps used to build masks: {self.mask_map_bytes / 2**20:.2f} MiB")
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
@@ -113,7 +134,12 @@ class Complexity:
             },
             "notes": self.notes,
             **({} if self.mask_map_bytes is None else {"mask_map_bytes": self.mask_map_bytes}),
+            **({} if self.object_cost is None else {"objects": self._objects_as_dict(self.object_cost)}),
         }
+
+    def _objects_as_dict(self, cost: ObjectCost) -> dict[str, Any]:
+        totals = {str(count): round(self.gmac + count * cost.macs / 1e9, 3) for count in cost.counts}
+        return {"unit": cost.unit, "gmac_each": round(cost.macs / 1e9, 3), "gmac_with": totals}
 
 
 def build_for_counting(cfg: CfgNode) -> nn.Module:
@@ -135,19 +161,21 @@ def build_for_counting(cfg: CfgNode) -> nn.Module:
     return model
 
 
-def measure_complexity(model: nn.Module, image_size: tuple[int, int]) -> Complexity:
+def measure_complexity(model: nn.Module, image_size: tuple[int, int], object_counts: Sequence[int] = ()) -> Complexity:
     """Counts parameters and the MAC of one image.
 
     A model with `dense_outputs(images)` is counted up to its raw maps (backbone and heads, no decoding); one of
     Detectron2's two-stage models by its whole inference with the most proposals and detections; any other by its
-    backbone. A model with `mask_maps(outputs)` also tells how large the maps are that its masks are built from.
+    backbone. A model with `mask_maps(outputs)` also tells how large the maps are that its masks are built from. One
+    with `object_stage(outputs, count)` is also counted for `count` more of what its OBJECT_UNIT names.
 
     Args:
         model: in eval mode, on the CPU.
         image_size: (height, width) in pixels; padded up to the backbone's divisibility.
+        object_counts: numbers of objects, or of groups of them, for which totals are wanted.
 
     Raises:
-        ConfigError: a side is smaller than 1 px.
+        ConfigError: a side is smaller than 1 px, or counts are given for a model without such a stage.
     """
     if min(image_size) < 1:
         raise ConfigError(
@@ -157,8 +185,31 @@ def measure_complexity(model: nn.Module, image_size: tuple[int, int]) -> Complex
     height, width = (-(-side // divisor) * divisor for side in image_size)
     notes = [] if (height, width) == tuple(image_size) else [f"{tuple(image_size)} is padded to multiples of {divisor}"]
     macs, count_notes = _count_macs(model, (height, width))
-    parts = _cost_by_part(model, macs)
-    return Complexity((height, width), parts, notes + count_notes, _mask_map_bytes(model, (height, width)))
+    object_cost = _object_cost(model, (height, width), object_counts)
+    if object_counts and object_cost is None:
+        raise ConfigError(
+            f"--objects {' '.join(map(str, object_counts))}: this {type(model).__name__} costs the same for any image",
+            "leave the option out",
+        )
+    return Complexity(
+        image_size=(height, width),
+        parts=_cost_by_part(model, macs),
+        notes=notes + count_notes,
+        mask_map_bytes=_mask_map_bytes(model, (height, width)),
+        object_cost=object_cost,
+    )
+
+
+def _object_cost(model: Any, image_size: tuple[int, int], counts: Sequence[int]) -> ObjectCost | None:
+    if not hasattr(model, "object_stage"):
+        return None
+    with torch.no_grad():
+        outputs = model.dense_outputs(torch.zeros(1, 3, *image_size))
+    # The cost is counted for one; it is done for all of them as one batch.
+    analysis = _analyze(_ObjectStage(model, outputs), (torch.zeros(()),))
+    with torch.no_grad():
+        macs = float(analysis.total())
+    return ObjectCost(model.OBJECT_UNIT, macs, tuple(counts)) if macs else None
 
 
 def _mask_map_bytes(model: Any, image_size: tuple[int, int]) -> int | None:
@@ -183,10 +234,7 @@ def _count_macs(model: nn.Module, image_size: tuple[int, int]) -> tuple[Mapping[
     else:
         wrapper = _Backbone(model.get_submodule("backbone"))
         notes.append(f"{type(model).__name__} has no dense_outputs: only its backbone is counted")
-    analysis = FlopCountAnalysis(wrapper, inputs)
-    analysis.clear_op_handles()
-    analysis.set_op_handle(**COUNTED_OPERATORS, **{"torchvision::deform_conv2d": _deform_conv_macs})
-    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+    analysis = _analyze(wrapper, inputs)
     with torch.no_grad():
         by_module = analysis.by_module()
     heavy = sorted(name for name in analysis.unsupported_ops() if any(word in name for word in HEAVY_WORDS))
@@ -196,6 +244,14 @@ def _count_macs(model: nn.Module, image_size: tuple[int, int]) -> tuple[Mapping[
     # Products outside of any child belong to the whole, which the tracer knows as the wrapper.
     macs[""] = by_module[""]
     return macs, notes
+
+
+def _analyze(module: nn.Module, inputs: tuple[Any, ...]) -> FlopCountAnalysis:
+    analysis = FlopCountAnalysis(module, inputs)
+    analysis.clear_op_handles()
+    analysis.set_op_handle(**COUNTED_OPERATORS, **{"torchvision::deform_conv2d": _deform_conv_macs})
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+    return analysis
 
 
 def _deform_conv_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
@@ -214,6 +270,18 @@ class _DenseOutputs(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         return tuple(_tensors_in(self.model.dense_outputs(images)))
+
+
+class _ObjectStage(nn.Module):
+    """What is done for one object, as a function of tensors; the maps of an image are constants."""
+
+    def __init__(self, model: Any, outputs: Any) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.outputs = outputs
+
+    def forward(self, _: Tensor) -> tuple[Tensor, ...]:
+        return tuple(_tensors_in(self.model.object_stage(self.outputs, 1)))
 
 
 class _Backbone(nn.Module):

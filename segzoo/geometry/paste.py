@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from segzoo.geometry.rle import RLEMasks, encode_in_chunks
+
 # Bytes a pixel takes while it is sampled: two float coordinates, the float value, and the coordinates' first copy.
 SAMPLING_BYTES_PER_PIXEL = 20
 
@@ -51,6 +53,22 @@ def paste_masks(
             values = _sample(probabilities[number], boxes[number], region)
             masks[number, region[0] : region[1], left:right] = values >= threshold
     return masks
+
+
+def paste_as_rle(
+    probabilities: torch.Tensor, boxes: torch.Tensor, image_size: tuple[int, int], *, budget_mb: float
+) -> RLEMasks:
+    """`paste_masks` at threshold 0.5, of which only the run lengths are kept.
+
+    Args:
+        probabilities, boxes, image_size: see `paste_masks`.
+        budget_mb: MiB held at once, one half for the stack of masks, the other for the pixels being sampled.
+    """
+    half = budget_mb / 2
+    return encode_in_chunks(
+        lambda chosen: paste_masks(probabilities[chosen], boxes[chosen], image_size, budget_mb=half),
+        *(len(boxes), image_size, half),
+    )
 
 
 def _sample(probability: torch.Tensor, box: torch.Tensor, region: tuple[int, int, int, int]) -> torch.Tensor:

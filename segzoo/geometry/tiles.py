@@ -145,14 +145,15 @@ def _interpolate(maps: Tensor, dim: int, places: Tensor) -> Tensor:
     return torch.lerp(start, end, share.view(view))
 
 
-def neighbors(places: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def neighbors(places: Tensor, count: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The two of `count` cells around each place, and the share of the second; the border's cell beyond the centres.
 
     Args:
         places: any shape, in cells from the first cell's border.
-        count: number of cells in a row.
+        count: number of cells in a row; int64 of the same shape where rows differ.
     """
-    places = (places - 0.5).clamp(0, count - 1)
+    last = count - 1
+    places = (places - 0.5).clamp(min=0).clamp(max=last)
     lower = places.floor()
     first = lower.long()
-    return first, (first + 1).clamp(max=count - 1), places - lower
+    return first, (first + 1).clamp(max=last), places - lower

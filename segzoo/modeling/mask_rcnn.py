@@ -15,53 +15,17 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ROIAlign
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import EventStorage, has_event_storage
 from torch import Tensor
 
-from segzoo.geometry.paste import paste_masks
-from segzoo.geometry.rle import encode_in_chunks
+from segzoo.geometry.paste import paste_as_rle
 from segzoo.modeling.postprocess import build_instances
 from segzoo.modeling.preprocess import ImagePreprocessor
+from segzoo.modeling.shared_masks import SharedMasks
 
 logger = logging.getLogger(__name__)
-
-
-class SharedMasks:
-    """Masks chosen from a stack that is not copied: Detectron2's BitMasks as far as the mask head's training needs it.
-
-    The ROI heads attach a ground-truth mask to each of up to 512 sampled proposals; as BitMasks these are 512
-    full-size copies (half a gigabyte an image at 800 x 1333).
-
-    Args:
-        stack: (M, H, W) bool.
-        index: (B,) int64, the mask of each proposal; None = each mask once.
-    """
-
-    def __init__(self, stack: Tensor, index: Tensor | None = None) -> None:
-        self.stack = stack
-        self.index = torch.arange(len(stack), device=stack.device) if index is None else index
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, item: int | slice | Tensor) -> SharedMasks:
-        return SharedMasks(self.stack, self.index[item].reshape(-1))
-
-    def to(self, *args: Any, **kwargs: Any) -> SharedMasks:
-        """As Tensor.to."""
-        return SharedMasks(self.stack.to(*args, **kwargs), self.index.to(*args, **kwargs))
-
-    def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
-        """The part of each mask in its box (B, 4) xyxy px as (B, mask_size, mask_size) bool, as BitMasks gives it."""
-        if len(self) == 0:
-            return self.stack.new_zeros(0, mask_size, mask_size)
-        boxes = boxes.to(self.stack.device, torch.float32)
-        regions = torch.cat([self.index[:, None].float(), boxes], dim=1)
-        align = ROIAlign((mask_size, mask_size), 1.0, 0, aligned=True)
-        return align(self.stack[:, None].float(), regions)[:, 0] >= 0.5
 
 
 @META_ARCH_REGISTRY.register()
@@ -145,13 +109,7 @@ class MaskRCNN(GeneralizedRCNN):
         boxes, detections = boxes[keep], detections[keep]
         masks = None
         if detections.has("pred_masks"):
-            probabilities = detections.pred_masks[:, 0]
-            # Half of the budget for the stack of masks, half for the pixels being sampled.
-            half = self.mask_budget_mb / 2
-            masks = encode_in_chunks(
-                lambda chosen: paste_masks(probabilities[chosen], boxes[chosen], size, budget_mb=half),
-                *(len(boxes), size, half),
-            )
+            masks = paste_as_rle(detections.pred_masks[:, 0], boxes, size, budget_mb=self.mask_budget_mb)
         return build_instances(size, boxes, detections.scores, detections.pred_classes, masks)
 
 

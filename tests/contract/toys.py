@@ -52,6 +52,9 @@ CENTERMASK_FCOS_TOY = [
     *("MODEL.META_ARCHITECTURE", "CenterMaskFCOS", "MODEL.CENTERMASK_FCOS.SHAPE_SIZE", "8"),
     *("MODEL.CENTERMASK_FCOS.SALIENCY_NUM_CONVS", "1"),
 ]
+# All of a picture's groups do not fit into the budget, so that they are done in parts.
+FCOSIS_TOY = [*FCOS_TOY, "MODEL.FCOSIS.SEG_CHANNELS", "32", "MODEL.FCOSIS.GROUP_BUDGET_MB", "1"]
+MASKFCOS_TOY = [*FCOS_TOY, "MODEL.ROI_MASK_HEAD.CONV_DIM", "16", "MODEL.ROI_MASK_HEAD.NUM_CONV", "1"]
 # meta-architecture, perhaps with a variant after a dash -> (config, changes that make it small)
 MODELS: dict[str, tuple[str, list[str]]] = {
     "FCOS": ("fcos_EffLite0.yaml", FCOS_TOY),
@@ -62,9 +65,14 @@ MODELS: dict[str, tuple[str, list[str]]] = {
     "CenterMask": ("centermask_EffLite0.yaml", CENTERMASK_TOY),
     "CenterMask-stacks": ("centermask_HG104.yaml", CENTERMASK_STACKS),
     "CenterMaskFCOS": ("fcos_EffLite0.yaml", FCOS_TOY + CENTERMASK_FCOS_TOY),
+    "FCOSIS": ("fcosis_EffLite0.yaml", FCOSIS_TOY),
+    "FCOSIS-box": ("fcosis_EffLite0.yaml", [*FCOSIS_TOY, "MODEL.FCOSIS.ATTENTION", "box"]),
+    "FCOSIS-context": ("fcosis_EffLite0.yaml", [*FCOS_TOY, "MODEL.FCOSIS.ATTENTION", "none"]),
+    "FCOSReg": ("fcosreg_EffLite0.yaml", FCOS_TOY),
+    "MaskFCOS": ("maskfcos_EffLite0.yaml", MASKFCOS_TOY),
     "MaskRCNN": ("mask_rcnn_EffLite0.yaml", RCNN_TOY),
 }
-WITHOUT_MASKS = {"FCOS"}
+WITHOUT_MASKS = {"FCOS", "FCOSReg"}
 
 
 def toy_config(name: str, *options: Any) -> CfgNode:

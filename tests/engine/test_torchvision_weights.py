@@ -17,7 +17,7 @@ from segzoo.engine import weights
 from segzoo.engine.torchvision_weights import rename_resnet
 from segzoo.engine.weights import load_weights
 from segzoo.errors import CheckpointError
-from segzoo.modeling.backbones import build_resnet_fpn_p3p7_backbone
+from segzoo.modeling.backbones import build_resnet_fpn_p2p7_backbone, build_resnet_fpn_p3p7_backbone
 
 STRIDE_IN_3X3 = ["MODEL.RESNETS.STRIDE_IN_1X1", "False"]
 RESNET18 = ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
@@ -28,12 +28,12 @@ DEFORMABLE = ["MODEL.RESNETS.DEFORM_ON_PER_STAGE", "[False, True, True, True]"]
 class Detector(nn.Module):
     """A backbone as the methods have it, and a head that no ImageNet file knows."""
 
-    def __init__(self, options: list[str]) -> None:
+    def __init__(self, options: list[str], features: tuple[str, ...] = ("res3", "res4", "res5")) -> None:
         super().__init__()
-        features = ["res3", "res4", "res5"]
-        words = ["MODEL.FPN.OUT_CHANNELS", "8", "MODEL.RESNETS.OUT_FEATURES", str(features), *options]
-        cfg = merge_config(get_segzoo_cfg(), opts=[*words, "MODEL.FPN.IN_FEATURES", str(features)])
-        self.backbone = build_resnet_fpn_p3p7_backbone(cfg, ShapeSpec(channels=3))
+        words = ["MODEL.FPN.OUT_CHANNELS", "8", "MODEL.RESNETS.OUT_FEATURES", str(list(features)), *options]
+        cfg = merge_config(get_segzoo_cfg(), opts=[*words, "MODEL.FPN.IN_FEATURES", str(list(features))])
+        build = build_resnet_fpn_p2p7_backbone if "res2" in features else build_resnet_fpn_p3p7_backbone
+        self.backbone = build(cfg, ShapeSpec(channels=3))
         self.head = nn.Conv2d(8, 2, 1)
         self.eval()
 
@@ -91,6 +91,17 @@ def test_load_weights_of_torchvision_gives_its_features(
     assert torch.equal(model.head.weight, head)
     assert "2 entries dropped (ImageNet's classifier)" in caplog.text
     assert "STRIDE_IN_1X1" not in caplog.text
+
+
+def test_load_weights_of_torchvision_fills_a_pyramid_from_p2_too(tmp_path: Path) -> None:
+    network, model = random_network("resnet18"), Detector(RESNET18, ("res2", "res3", "res4", "res5"))
+    load_weights(model, save(tmp_path / "imagenet.pth", network.state_dict()))
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected, found = torchvision_features(network, images), model.backbone.bottom_up(images)
+    assert list(found) == list(expected)
+    for name, feature in found.items():
+        torch.testing.assert_close(feature, expected[name], rtol=1e-4, atol=1e-4 * float(expected[name].std()))
 
 
 def test_rename_resnet_of_resnext101_64x4d_names_every_entry_of_detectron2s() -> None:

@@ -72,8 +72,12 @@ def validate(**changes: object) -> None:
             "(?s)RES2_OUT_CHANNELS is 256 with MODEL.RESNETS.DEPTH 34",
         ),
         (
+            {**P3P7, "MODEL__BACKBONE__NAME": "build_resnet_fpn_p2p7_backbone", "MODEL__RESNETS__DEPTH": 99},
+            "MODEL.RESNETS.DEPTH is 99",
+        ),
+        (
             {**DEFORMABLE, "MODEL__BACKBONE__NAME": "build_timm_fpn_backbone"},
-            "(?s)DEFORM_ON_PER_STAGE is .*'build_timm_fpn_backbone'.*use 'build_resnet_fpn_p3p7_backbone'",
+            "(?s)DEFORM_ON_PER_STAGE is .*'build_timm_fpn_backbone'.*'.*p3p7_backbone' or '.*p2p7_backbone', or leave",
         ),
         ({**DEFORMABLE, "MODEL__BACKBONE__NAME": "build_resnet_fpn_backbone"}, "DEFORM_ON_PER_STAGE is "),
     ],

@@ -7,7 +7,7 @@ import torch
 from detectron2.layers.mask_ops import paste_masks_in_image
 
 import segzoo.geometry.paste as paste_module
-from segzoo.geometry.paste import SAMPLING_BYTES_PER_PIXEL, paste_masks
+from segzoo.geometry.paste import SAMPLING_BYTES_PER_PIXEL, paste_as_rle, paste_masks
 
 SIZE = (37, 53)
 
@@ -48,3 +48,13 @@ def test_paste_masks_none_and_outside_of_the_image() -> None:
     assert paste_masks(torch.zeros(0, 28, 28), torch.zeros(0, 4), SIZE).shape == (0, *SIZE)
     outside = torch.tensor([[-50.0, -50.0, -20.0, -20.0], [90.0, 90.0, 99.0, 99.0]])
     assert not paste_masks(torch.ones(2, 28, 28), outside, SIZE).any()
+
+
+@pytest.mark.parametrize("budget_mb", [64.0, 1e-6])
+def test_paste_as_rle_equals_paste_masks_whatever_the_budget(budget_mb: float) -> None:
+    probabilities, corners = torch.rand(5, 28, 28), torch.rand(5, 2) * 20
+    boxes = torch.cat((corners, corners + torch.rand(5, 2) * 20 + 1), dim=1)
+    found = paste_as_rle(probabilities, boxes, SIZE, budget_mb=budget_mb)
+    assert torch.equal(found.to_tensor(), paste_masks(probabilities, boxes, SIZE))
+    assert found.area().sum() > 0
+    assert paste_as_rle(probabilities[:0], boxes[:0], SIZE, budget_mb=budget_mb).image_size == SIZE

@@ -12,11 +12,12 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-import segzoo.modeling.mask_rcnn as mask_rcnn_module
+import segzoo.geometry.paste as paste_module
 from segzoo.config import get_segzoo_cfg, merge_config
 from segzoo.geometry.masks import mask_boxes
 from segzoo.geometry.rle import ENCODING_BYTES_PER_PIXEL, RLEMasks
-from segzoo.modeling.mask_rcnn import MaskRCNN, SharedMasks
+from segzoo.modeling.mask_rcnn import MaskRCNN
+from segzoo.modeling.shared_masks import SharedMasks
 
 SIZE = (64, 96)
 
@@ -135,14 +136,14 @@ def test_inference_never_asks_for_more_masks_than_the_budget(
         expected = model(batch)[0]["instances"]
     model.mask_budget_mb = 2 * three_masks / 2**20
     asked = []
-    original = mask_rcnn_module.paste_masks
+    original = paste_module.paste_masks
 
     def counting(*args: Any, **kwargs: Any) -> torch.Tensor:
         masks = original(*args, **kwargs)
         asked.append(masks.numel() * ENCODING_BYTES_PER_PIXEL)
         return masks
 
-    monkeypatch.setattr(mask_rcnn_module, "paste_masks", counting)
+    monkeypatch.setattr(paste_module, "paste_masks", counting)
     with torch.no_grad():
         found = model(batch)[0]["instances"]
     assert len(asked) > 1

@@ -1,4 +1,4 @@
-"""ResNets and ResNeXts, plain and deformable, with their pyramid P3..P7."""
+"""ResNets and ResNeXts, plain and deformable, with their pyramids P3..P7 and P2..P7."""
 
 from __future__ import annotations
 
@@ -46,6 +46,13 @@ def tiny_backbone(**changes: object) -> FPN:
     return build_backbone(resnet_cfg(**{**TINY, **changes}))
 
 
+def p2p7_cfg(**resnets: object) -> CfgNode:
+    cfg = resnet_cfg(**resnets)
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_p2p7_backbone"
+    cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    return cfg
+
+
 def norms_shaken(model: nn.Module) -> nn.Module:
     """`model` in eval mode with frozen norms that do something."""
     for module in model.modules():
@@ -86,6 +93,61 @@ def test_zero_offsets_give_the_features_of_the_plain_network(
     assert list(found) == ["p3", "p4", "p5", "p6", "p7"]
     for name, feature in found.items():
         torch.testing.assert_close(feature, expected[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("top", ["p5", "c5"])
+def test_p2p7_is_p3p7_with_one_level_more(top: str) -> None:
+    cfgs = [resnet_cfg(**TINY), p2p7_cfg(**TINY)]
+    for cfg in cfgs:
+        cfg.MODEL.FPN.TOP_IN_FEATURE = top
+    small, large = (norms_shaken(build_backbone(cfg)) for cfg in cfgs)
+    rest = large.load_state_dict(small.state_dict(), strict=False)
+    assert rest.unexpected_keys == []
+    assert {key.split(".")[0] for key in rest.missing_keys} == {"fpn_lateral2", "fpn_output2"}
+    images = torch.randn(2, 3, 128, 192)
+    with torch.no_grad():
+        expected, found = small(images), large(images)
+    assert large.output_shape() == {f"p{i}": ShapeSpec(channels=16, stride=2**i) for i in range(2, 8)}
+    assert {name: tuple(level.shape) for name, level in found.items()} == {
+        f"p{i}": (2, 16, 128 // 2**i, -(-192 // 2**i)) for i in range(2, 8)
+    }
+    for name, level in expected.items():
+        torch.testing.assert_close(found[name], level)
+
+
+def test_p2p7_of_resnet50_has_28_million_parameters() -> None:
+    cfg = p2p7_cfg()
+    cfg.MODEL.FPN.OUT_CHANNELS = 256
+    with torch.device("meta"):
+        backbone = build_backbone(cfg)
+    # 1x1 convolutions of res2..res5 to 256 channels, and 3x3 ones of P2..P5, P6 and P7.
+    pyramid = (256 + 512 + 1024 + 2048 + 4) * 256 + (4 + 2) * (9 * 256 + 1) * 256
+    count = sum(value.numel() for key, value in backbone.state_dict().items() if "running" not in key)
+    assert count == 23_508_032 + pyramid
+
+
+def test_p2p7_takes_imagenet_weights(tmp_path: Path) -> None:
+    plain = norms_shaken(tiny_backbone()).bottom_up
+    arrays = {key: value.numpy() for key, value in plain.state_dict().items()}
+    file = tmp_path / "imagenet.pkl"
+    file.write_bytes(pickle.dumps({"model": arrays, "__author__": "test", "matching_heuristics": True}))
+    model = nn.Module()
+    model.backbone = build_backbone(p2p7_cfg(**TINY))
+    load_weights(model, str(file))
+    for key, value in model.backbone.bottom_up.state_dict().items():
+        assert torch.equal(value, plain.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("names", [["res3", "res4", "res5"], ["res2", "res3", "res4"]])
+def test_p2p7_without_its_four_features_is_refused(names: list[str]) -> None:
+    cfg = p2p7_cfg(**TINY)
+    cfg.MODEL.FPN.IN_FEATURES = names
+    with pytest.raises(ConfigError, match=r"(?s)MODEL.FPN.IN_FEATURES is .*p2p7.*\['res2', 'res3', 'res4', 'res5'\]"):
+        build_backbone(cfg)
+    cfg = p2p7_cfg(**TINY)
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
+    with pytest.raises(ConfigError, match=r"(?s)MODEL.RESNETS.OUT_FEATURES.*'res2', 'res3'"):
+        build_backbone(cfg)
 
 
 @pytest.mark.parametrize(("modulated", "channels"), [(False, 18), (True, 27)])

@@ -252,6 +252,7 @@ def test_package_absent_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> Non
     ("name", "strides", "top", "expected"),
     [
         ("build_timm_fpn_backbone", (8, 16, 32), "p5", {"p3": 8, "p4": 16, "p5": 32, "p6": 64, "p7": 128}),
+        ("build_timm_fpn_backbone", (4, 8, 16, 32), "p5", {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64, "p7": 128}),
         ("build_timm_fpn_backbone", (4, 8, 16, 32), "c5", {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64, "p7": 128}),
         ("build_timm_fpn_rcnn_backbone", (4, 8, 16, 32), "p5", {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64}),
     ],

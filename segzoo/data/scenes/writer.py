@@ -10,10 +10,10 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -51,6 +51,22 @@ def make_scene(seed: int, index: int, size_px: int = IMAGE_SIZE_PX) -> tuple[np.
     return render(np.random.default_rng([SCENES_VERSION, seed, index, 1]), layout), annotate(layout)
 
 
+class Drawing(NamedTuple):
+    """A kind of scenes.
+
+    draw: (seed, index, side in px) -> what `make_scene` gives; of a module, so that other processes can import it.
+    class_names: of the category ids 1, 2 and so on. description, version: what the json says of it.
+    """
+
+    draw: Callable[[int, int, int], tuple[np.ndarray, list[dict[str, Any]]]]
+    class_names: tuple[str, ...]
+    description: str
+    version: int
+
+
+SCENES = Drawing(make_scene, CLASS_NAMES, "SegZoo generated scenes", SCENES_VERSION)
+
+
 def generate_scenes(
     folder: str,
     num_images: int,
@@ -59,6 +75,7 @@ def generate_scenes(
     split: str = "train",
     size_px: int = IMAGE_SIZE_PX,
     num_workers: int | None = None,
+    drawing: Drawing = SCENES,
 ) -> str:
     """Writes folder/{split}/000001.png ... and folder/{split}.json.
 
@@ -69,6 +86,7 @@ def generate_scenes(
         split: name of the json and of the image folder.
         size_px: side of the square images; objects scale with it (1/16 to 1/2 of it).
         num_workers: processes; None takes up to four, 0 or 1 draws in this one.
+        drawing: what is drawn.
 
     Returns:
         the json's path.
@@ -84,20 +102,20 @@ def generate_scenes(
     image_folder = os.path.join(folder, split)
     try:
         os.makedirs(image_folder, exist_ok=True)
-        annotations_per_image = _draw_all(image_folder, num_images, seed, size_px, num_workers)
+        annotations_per_image = _draw_all(drawing, image_folder, num_images, seed, size_px, num_workers)
         json_file = os.path.join(folder, f"{split}.json")
         with open(json_file, "w", encoding="utf-8") as stream:
-            json.dump(_to_coco(annotations_per_image, seed, size_px), stream, separators=(",", ":"))
+            json.dump(_to_coco(drawing, annotations_per_image, seed, size_px), stream, separators=(",", ":"))
     except OSError as error:
         raise DatasetError(f"cannot write generated scenes to {folder}: {error}", "choose a writable folder") from error
     return json_file
 
 
 def _draw_all(
-    image_folder: str, num_images: int, seed: int, size_px: int, num_workers: int | None
+    drawing: Drawing, image_folder: str, num_images: int, seed: int, size_px: int, num_workers: int | None
 ) -> list[list[dict[str, Any]]]:
     starts = range(0, num_images, IMAGES_PER_JOB)
-    jobs = [(image_folder, seed, size_px, start, min(num_images, start + IMAGES_PER_JOB)) for start in starts]
+    jobs = [(drawing, image_folder, seed, size_px, start, min(num_images, start + IMAGES_PER_JOB)) for start in starts]
     if num_workers is None:
         num_workers = min(MAX_WORKERS, os.cpu_count() or 1, len(jobs))
     if num_workers > 1 and _can_spawn():
@@ -118,14 +136,14 @@ def _can_spawn() -> bool:
     return not multiprocessing.current_process().daemon and (main_file is None or os.path.isfile(main_file))
 
 
-def _draw_range(job: tuple[str, int, int, int, int]) -> list[list[dict[str, Any]]]:
-    image_folder, seed, size_px, start, stop = job
+def _draw_range(job: tuple[Drawing, str, int, int, int, int]) -> list[list[dict[str, Any]]]:
+    drawing, image_folder, seed, size_px, start, stop = job
     annotations_per_image = []
     # OpenCV's threads only get in each other's way on images this small; the caller's setting comes back.
     num_threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     for index in range(start, stop):
-        image, annotations = make_scene(seed, index, size_px)
+        image, annotations = drawing.draw(seed, index, size_px)
         # PNG: decoders agree on it to the bit; level 1 is the quickest to write and to read.
         _, encoded = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
         with open(os.path.join(image_folder, _file_name(index)), "wb") as stream:
@@ -139,7 +157,9 @@ def _file_name(index: int) -> str:
     return f"{index + 1:06d}.png"
 
 
-def _to_coco(annotations_per_image: list[list[dict[str, Any]]], seed: int, size_px: int) -> dict[str, Any]:
+def _to_coco(
+    drawing: Drawing, annotations_per_image: list[list[dict[str, Any]]], seed: int, size_px: int
+) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index, annotations_of_image in enumerate(annotations_per_image):
@@ -148,10 +168,10 @@ def _to_coco(annotations_per_image: list[list[dict[str, Any]]], seed: int, size_
         for annotation in annotations_of_image:
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, **annotation})
     return {
-        "info": {"description": "SegZoo generated scenes", "version": str(SCENES_VERSION), "seed": seed},
+        "info": {"description": drawing.description, "version": str(drawing.version), "seed": seed},
         "images": images,
         "annotations": annotations,
-        "categories": [{"id": index + 1, "name": name} for index, name in enumerate(CLASS_NAMES)],
+        "categories": [{"id": index + 1, "name": name} for index, name in enumerate(drawing.class_names)],
     }
 
 

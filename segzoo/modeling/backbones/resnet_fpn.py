@@ -1,4 +1,4 @@
-"""Detectron2's ResNets with a pyramid P3..P7, as FCOS and its descendants use them."""
+"""Detectron2's ResNets with a pyramid P3..P7 or P2..P7, as FCOS and its descendants use them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ from segzoo.modeling.backbones.pyramid import build_pyramid, build_top_block
 logger = logging.getLogger(__name__)
 
 DEPTHS = (18, 34, 50, 101, 152)
+# Name of a builder -> the features that its pyramid stands on.
+PYRAMIDS = {
+    "build_resnet_fpn_p3p7_backbone": ["res3", "res4", "res5"],
+    "build_resnet_fpn_p2p7_backbone": ["res2", "res3", "res4", "res5"],
+}
 # Key below MODEL.RESNETS -> the only value that the basic blocks of depth 18 and 34 work with.
 OF_BASIC_BLOCKS = {"RES2_OUT_CHANNELS": 64, "NUM_GROUPS": 1}
 
@@ -38,6 +43,29 @@ def build_resnet_fpn_p3p7_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     Raises:
         ConfigError: an impossible value, see `check_resnet_fpn`, or an impossible MODEL.FPN.
     """
+    return _build_resnet_fpn(cfg, input_shape)
+
+
+@BACKBONE_REGISTRY.register()
+def build_resnet_fpn_p2p7_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """As `build_resnet_fpn_p3p7_backbone`, but over res2..res5 (MODEL.FPN.IN_FEATURES): P2 for masks of stride 4.
+
+    Returns:
+        A backbone (N, 3, H, W) -> {"p2": (N, C, H / 4, W / 4), ..., "p7": (N, C, H / 128, W / 128)}.
+
+    Raises:
+        ConfigError: an impossible value, see `check_resnet_fpn`; MODEL.FPN.IN_FEATURES is not res2..res5.
+    """
+    in_features, wanted = list(cfg.MODEL.FPN.IN_FEATURES), PYRAMIDS["build_resnet_fpn_p2p7_backbone"]
+    if in_features != wanted:
+        raise ConfigError(
+            f"MODEL.FPN.IN_FEATURES is {in_features} with MODEL.BACKBONE.NAME 'build_resnet_fpn_p2p7_backbone'",
+            f"set it, and MODEL.RESNETS.OUT_FEATURES, to {wanted}",
+        )
+    return _build_resnet_fpn(cfg, input_shape)
+
+
+def _build_resnet_fpn(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     check_resnet_fpn(cfg)
     _warn_of_frozen_random_weights(cfg)
     warn_of_frozen_offsets(cfg)
@@ -59,7 +87,7 @@ def check_resnet_fpn(cfg: CfgNode) -> None:
     if absent or not in_features:
         raise ConfigError(
             f"MODEL.FPN.IN_FEATURES is {in_features}, MODEL.RESNETS.OUT_FEATURES {resnets.OUT_FEATURES}",
-            'set both to ["res3", "res4", "res5"]',
+            f"set both to {PYRAMIDS.get(cfg.MODEL.BACKBONE.NAME, PYRAMIDS['build_resnet_fpn_p3p7_backbone'])}",
         )
     if resnets.DEPTH not in DEPTHS:
         raise ConfigError(f"MODEL.RESNETS.DEPTH is {resnets.DEPTH}", f"allowed: {', '.join(map(str, DEPTHS))}")

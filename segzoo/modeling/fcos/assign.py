@@ -73,18 +73,12 @@ def assign_locations(
         gt_centers = (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2
     if gt_areas is None:
         gt_areas = (gt_boxes[:, 2:] - gt_boxes[:, :2]).prod(dim=1)
-    smallest, largest = size_ranges(locations, sizes_of_interest).unsqueeze(-1).unbind(dim=1)
+    ranges = size_ranges(locations, sizes_of_interest)
     best_area = torch.full_like(points[:, 0], float("inf"))
     step = max(1, max_pairs // len(points))
     for start in range(0, len(gt_boxes), step):
         block = slice(start, start + step)
-        distances = box_distances(points[:, None], gt_boxes[None, block])
-        is_positive = distances.amin(dim=-1) > 0
-        reach = distances.amax(dim=-1)
-        is_positive &= (reach >= smallest) & (reach <= largest)
-        if center_radius > 0:
-            offset = (points[:, None] - gt_centers[None, block]).abs().amax(dim=-1)
-            is_positive &= offset < center_radius * locations.strides_px[:, None]
+        is_positive = find_candidates(locations, ranges, gt_boxes[block], gt_centers[block], center_radius)
         areas = torch.where(is_positive, gt_areas[None, block].to(points.dtype), float("inf"))
         area, index = areas.min(dim=1)
         # argmin of torch is not bound to give the first of equal values; a comparison is.
@@ -93,6 +87,29 @@ def assign_locations(
         best_index = torch.where(is_better, index + start, best_index)
         best_area = torch.minimum(area, best_area)
     return best_index
+
+
+def find_candidates(
+    locations: Locations, ranges: Tensor, gt_boxes: Tensor, gt_centers: Tensor | None = None, center_radius: float = 0.0
+) -> Tensor:
+    """(R, M) whether a location would be positive for a ground truth, when alone; see `assign_locations`.
+
+    Args:
+        locations: R cells.
+        ranges: (R, 2), see `size_ranges`.
+        gt_boxes: (M, 4) xyxy.
+        gt_centers: (M, 2) centres of the sampling squares, of use with a `center_radius` alone.
+        center_radius: in strides; 0 = the whole box.
+    """
+    points = locations.points_px
+    distances = box_distances(points[:, None], gt_boxes[None])
+    is_candidate = distances.amin(dim=-1) > 0
+    reach = distances.amax(dim=-1)
+    is_candidate &= (reach >= ranges[:, :1]) & (reach <= ranges[:, 1:])
+    if center_radius > 0 and gt_centers is not None:
+        offset = (points[:, None] - gt_centers[None]).abs().amax(dim=-1)
+        is_candidate &= offset < center_radius * locations.strides_px[:, None]
+    return is_candidate
 
 
 def assign_batch(

@@ -1,0 +1,163 @@
+"""Attention of colour groups: which pixels belong to their objects, which to others (section 3.2).
+
+Shape shorthand: N images, R locations of all levels, M objects of all images, G colour groups, H, W size of the
+stride-4 map, Q pairs of an object and a cell in its box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from segzoo.geometry.box_cells import box_pixels, box_ranges
+from segzoo.geometry.runs import bounded_blocks
+from segzoo.geometry.soft_masks import MASK_STRIDE
+from segzoo.geometry.tiles import neighbors
+from segzoo.modeling.fcos.assign import MAX_PAIRS
+from segzoo.modeling.fcos.locations import Locations
+
+
+class Groups(NamedTuple):
+    """Objects and their colour groups.
+
+    boxes_px: (M, 4) xyxy. levels, images: (M,) int64 where an object's coarse segmentation is. groups: (M,) int64 its
+    colour group among all G; boxes of a group do not overlap. num_groups: G.
+    """
+
+    boxes_px: Tensor
+    levels: Tensor
+    images: Tensor
+    groups: Tensor
+    num_groups: int
+
+
+@torch.no_grad()
+def group_locations(
+    end_points_px: Tensor, centers_px: Tensor, counts: Sequence[int], *, max_pairs: int = MAX_PAIRS
+) -> Tensor:
+    """The object that each location belongs to: the one whose centre is nearest to where the location points.
+
+    All objects of an image compete, whatever their colour: who loses to a neighbour of another colour is pushed back as
+    much as who loses to one of its own.
+
+    Args:
+        end_points_px: (N, R, 2) location + way to its centre of mass.
+        centers_px: (M, 2).
+        counts: objects of each of the N images.
+        max_pairs: pairs of location and object held at once; the result does not depend on it.
+
+    Returns:
+        (N, R) int64 index among all M, of equally near ones the first; -1 in an image without objects.
+    """
+    owners = torch.full(end_points_px.shape[:2], -1, dtype=torch.int64, device=end_points_px.device)
+    step, start = max(1, max_pairs // max(end_points_px.shape[1], 1)), 0
+    for image, count in enumerate(counts):
+        points = end_points_px[image].float()
+        best = torch.full_like(points[:, 0], float("inf"))
+        for first in range(start, start + count, step):
+            centers = centers_px[first : min(first + step, start + count)].float()
+            distances = (points[:, None] - centers[None]).square().sum(dim=2)
+            nearest = distances.amin(dim=1)
+            # argmin of torch is not bound to give the first of equal values; a comparison is.
+            index = (distances == nearest[:, None]).to(torch.uint8).argmax(dim=1)
+            owners[image] = torch.where(nearest < best, index + first, owners[image])
+            best = torch.minimum(best, nearest)
+        start += count
+    return owners
+
+
+def attention_maps(
+    coarse: Tensor | None,
+    owners: Tensor | None,
+    objects: Groups,
+    locations: Locations,
+    *,
+    lam: Tensor,
+    mu: Tensor,
+    map_size: tuple[int, int],
+    max_pairs: int = MAX_PAIRS,
+) -> Tensor:
+    """A = lambda m - mu (1 - m) in the boxes of a group's objects, 0 elsewhere.
+
+    m is [location belongs to the object] x coarse segmentation on the map of the object's level, interpolated between
+    the cells' centres (align_corners False; the border's value beyond them). Without a coarse segmentation m is 1.
+
+    Args:
+        coarse: (N, R) probabilities, or None.
+        owners: (N, R), see `group_locations`; None with `coarse`.
+        objects: M objects.
+        locations: R cells.
+        lam, mu: scalars.
+        map_size: (H, W).
+        max_pairs: pairs of object and cell held at once; of more, blocks are computed again for the gradient. The
+            result does not depend on it.
+
+    Returns:
+        (G, 1, H, W) float32, differentiable in `coarse`, `lam` and `mu`. Objects of a group whose boxes hold no cell's
+        centre may meet in the nearest one; their attention is added there.
+    """
+    height, width = map_size
+    boxes = objects.boxes_px.float() / MASK_STRIDE
+    blocks = bounded_blocks(box_ranges(boxes, map_size)[1].prod(dim=1), max_pairs)
+    # Keeps lambda and mu in the graph of a batch without objects.
+    attention = ((lam + mu) * 0).float().expand(objects.num_groups * height * width)
+    for block in blocks:
+        object_index, y, x = box_pixels(boxes[block], map_size)
+        object_index = object_index + block.start
+        arguments = (coarse, owners, objects, locations, lam, mu, object_index, y, x)
+        values = (
+            checkpoint(_pair_attention, *arguments, use_reentrant=False)
+            if len(blocks) > 1
+            else _pair_attention(*arguments)
+        )
+        place = (objects.groups[object_index] * height + y) * width + x
+        attention = attention.index_add(0, place, values)
+    return attention.view(objects.num_groups, 1, height, width)
+
+
+def _pair_attention(
+    coarse: Tensor | None,
+    owners: Tensor | None,
+    objects: Groups,
+    locations: Locations,
+    lam: Tensor,
+    mu: Tensor,
+    object_index: Tensor,
+    y: Tensor,
+    x: Tensor,
+) -> Tensor:
+    """(Q,) attention of objects at stride-4 cells of their boxes."""
+    if coarse is None or owners is None:
+        return lam.float().expand(len(object_index))
+    membership = _sample_membership(coarse.float(), owners, objects, locations, object_index, y, x)
+    attention: Tensor = lam * membership - mu * (1 - membership)
+    return attention.float()
+
+
+def _sample_membership(
+    coarse: Tensor, owners: Tensor, objects: Groups, locations: Locations, object_index: Tensor, y: Tensor, x: Tensor
+) -> Tensor:
+    """(Q,) m of objects at the centres of stride-4 cells."""
+    sizes = torch.tensor(locations.map_sizes, device=coarse.device)
+    cells = sizes.prod(dim=1)
+    first = cells.cumsum(0) - cells
+    level = objects.levels[object_index]
+    height, width = sizes[level].unbind(dim=1)
+    # Levels without a cell have no object; clamped, because their first cell is beyond the end.
+    step = MASK_STRIDE / locations.strides_px[first.clamp(max=len(locations.strides_px) - 1)][level]
+    base = objects.images[object_index] * coarse.shape[1] + first[level]
+    top, bottom, share_y = neighbors((y + 0.5) * step, height)
+    left, right, share_x = neighbors((x + 0.5) * step, width)
+    flat_coarse, flat_owners = coarse.flatten(), owners.flatten()
+
+    def values(row: Tensor, column: Tensor) -> Tensor:
+        place = base + row * width + column
+        return flat_coarse[place] * (flat_owners[place] == object_index)
+
+    upper = torch.lerp(values(top, left), values(top, right), share_x)
+    lower = torch.lerp(values(bottom, left), values(bottom, right), share_x)
+    return torch.lerp(upper, lower, share_y)

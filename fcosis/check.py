@@ -1,0 +1,97 @@
+"""Values of MODEL.FCOSIS that cannot work, found before a model is built; MODEL.FCOS has a check of its own."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.modeling import Backbone
+
+from segzoo.errors import ConfigError
+from segzoo.geometry.soft_masks import MASK_STRIDE
+from segzoo.modeling.check_values import Range, check_choices, check_ranges, is_number
+
+# Key -> allowed values.
+CHOICES = {"ATTENTION": ("grouping", "box", "none")}
+# Key -> its range.
+RANGES: dict[str, Range] = {
+    "SEG_CHANNELS": (lambda value: value >= 1, "at least 1, such as 256"),
+    "COARSE_LOSS_WEIGHT": (lambda value: value >= 0, "at least 0"),
+    "CENTER_LOSS_WEIGHT": (lambda value: value >= 0, "at least 0"),
+    "MASK_LOSS_WEIGHT": (lambda value: value >= 0, "at least 0"),
+    "MASK_THRESH": (lambda value: 0 < value < 1, "between 0 and 1, without them"),
+    "GROUP_BUDGET_MB": (lambda value: value > 0, "greater than 0, such as 4096"),
+}
+# Groups of the norms in the pooling pyramid of the baseline. With one channel each they would take away what the whole
+# image's mean says.
+NORM_GROUPS = 32
+
+
+def check_regularization(cfg: CfgNode, backbone: Backbone) -> None:
+    """Checks MODEL.FCOSIS.REGULARIZATION, that the levels' cells are made of the finer one's, and the sampling.
+
+    Raises:
+        ConfigError: names the key, its value and what is allowed.
+    """
+    rule = list(cfg.MODEL.FCOSIS.REGULARIZATION)
+    given = f"MODEL.FCOSIS.REGULARIZATION is {rule}"
+    if len(rule) != 3 or not all(is_number(value) and value >= 0 for value in rule):
+        raise ConfigError(given, "give alpha, beta and gamma, none below 0, such as [0.3333, 0.3333, 0.3334]")
+    if not math.isclose(sum(rule), 1, abs_tol=1e-3):
+        raise ConfigError(f"{given}, {sum(rule):g} together", "alpha, beta and gamma must be 1 together")
+    names = list(cfg.MODEL.FCOS.IN_FEATURES)
+    strides = [backbone.output_shape()[name].stride for name in names]
+    is_power = strides[0] >= MASK_STRIDE and strides[0] & (strides[0] - 1) == 0
+    if not is_power or any(coarse != 2 * fine for fine, coarse in itertools.pairwise(strides)):
+        raise ConfigError(
+            f"MODEL.FCOS.IN_FEATURES is {names}, with strides {strides}",
+            f"occupancy is counted in cells of {MASK_STRIDE} px: begin with stride {MASK_STRIDE}, 8 or 16; each has "
+            "twice the last",
+        )
+    if cfg.MODEL.FCOS.CENTER_SAMPLING_RADIUS > 0:
+        raise ConfigError(
+            f"MODEL.FCOS.CENTER_SAMPLING_RADIUS is {cfg.MODEL.FCOS.CENTER_SAMPLING_RADIUS} with mask regularisation",
+            "FCOSIS is on FCOS v1, whose positives fill the boxes: set it to 0",
+        )
+
+
+def check_fcosis(cfg: CfgNode, backbone: Backbone) -> None:
+    """Checks MODEL.FCOSIS on its own and against the backbone's levels.
+
+    Raises:
+        ConfigError: names the key, its value and what is allowed.
+    """
+    node = cfg.MODEL.FCOSIS
+    check_choices("MODEL.FCOSIS", node, CHOICES)
+    check_ranges("MODEL.FCOSIS", node, RANGES)
+    if not isinstance(node.LEARN_MU, bool):
+        raise ConfigError(f"MODEL.FCOSIS.LEARN_MU is {node.LEARN_MU!r}", "use True or False")
+    if node.ATTENTION == "none" and (node.SEG_CHANNELS % NORM_GROUPS or node.SEG_CHANNELS == NORM_GROUPS):
+        raise ConfigError(
+            f"MODEL.FCOSIS.SEG_CHANNELS is {node.SEG_CHANNELS} with ATTENTION 'none'",
+            f"its group norms need a multiple of {NORM_GROUPS} above it, such as 256",
+        )
+    _check_features(list(node.SEG_FEATURES), backbone)
+
+
+def _check_features(names: list[Any], backbone: Backbone) -> None:
+    shapes = backbone.output_shape()
+    given = f"MODEL.FCOSIS.SEG_FEATURES is {names}"
+    # A list, because a yaml file may name something that cannot be looked up in a dict.
+    absent = [name for name in names if name not in list(shapes)]
+    if absent or not names:
+        raise ConfigError(
+            f"{given}; the backbone {type(backbone).__name__} gives {list(shapes)}",
+            'name some of these; a pyramid with "p2" is made by build_resnet_fpn_p2p7_backbone, or by '
+            "build_timm_fpn_backbone with MODEL.TIMM.OUT_STRIDES (4, 8, 16, 32)",
+        )
+    strides = [shapes[name].stride for name in names]
+    if strides[0] != MASK_STRIDE or any(coarse != 2 * fine for fine, coarse in itertools.pairwise(strides)):
+        raise ConfigError(
+            f"{given}, with strides {strides}", f"begin with stride {MASK_STRIDE}; each has twice the last"
+        )
+    channels = [shapes[name].channels for name in names]
+    if len(set(channels)) > 1:
+        raise ConfigError(f"{given}, with {channels} channels", "take levels of a pyramid, whose channels are equal")

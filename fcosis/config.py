@@ -1,0 +1,32 @@
+"""Config keys of FCOSIS and its relatives; the detector's parts are configured by MODEL.FCOS.
+
+MaskFCOS takes its second stage from Detectron2's own MODEL.ROI_HEADS and MODEL.ROI_MASK_HEAD.
+"""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+
+def add_config(cfg: CfgNode) -> None:
+    """Adds MODEL.FCOSIS with the paper's values."""
+    node = cfg.MODEL.FCOSIS = CfgNode()
+    # alpha, beta, gamma: weights of centerness, occupancy and their geometric mean, 1 together. (1, 0, 0) is FCOS's
+    # centerness (figure 6).
+    node.REGULARIZATION = [1 / 3, 1 / 3, 1 / 3]
+    # What tells the objects of a picture apart in the segmentation: "grouping" (boxes, coarse segmentation and
+    # centres), "box" (boxes alone, table 3c) or "none" (no attention: a map of each class is cropped, table 3a).
+    node.ATTENTION = "grouping"
+    # False: mu stays 0, so that nothing pushes back what belongs to others (table 3b).
+    node.LEARN_MU = True
+    # Levels that the segmentation is made of, finest first; the finest one has stride 4.
+    node.SEG_FEATURES = ["p2", "p3", "p4"]
+    node.SEG_CHANNELS = 256
+    node.COARSE_LOSS_WEIGHT = 1.0
+    node.CENTER_LOSS_WEIGHT = 1.0
+    node.MASK_LOSS_WEIGHT = 1.0
+    # Pixels belong to a mask where its probability is at least this.
+    node.MASK_THRESH = 0.5
+    # MiB of features that colour groups hold at once; more groups are done one part after the other, in training
+    # twice (again for the gradient).
+    node.GROUP_BUDGET_MB = 4096

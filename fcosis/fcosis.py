@@ -1,0 +1,323 @@
+"""FCOSIS's meta-architecture: FCOS, and a segmentation that attends to what was detected.
+
+Boxes, a coarse segmentation and ways to the centre of mass tell where in a box the detected object is; the
+segmentation head sees its features weighted by that. Objects that do not overlap share one pass (graph colouring). Code
+of this paper was never published: what it leaves open is listed in projects/FCOSIS/README.md.
+
+Shape shorthand: N images, R locations, K classes, M objects (ground truths in training, detections at test), G colour
+groups, H, W size of the stride-4 map.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone
+from detectron2.structures import Instances
+from detectron2.utils.events import get_event_storage, has_event_storage
+from torch import Tensor, nn
+
+from fcosis.attention import Groups, attention_maps, group_locations
+from fcosis.check import check_fcosis
+from fcosis.coloring import color_boxes, group_numbers
+from fcosis.detector import detection_losses, regularized_arguments
+from fcosis.head import DetectionMaps, GroupingHead
+from fcosis.losses import center_loss, coarse_loss, mask_loss
+from fcosis.masks import cut_masks
+from fcosis.objects import Objects, detected_objects, training_objects
+from fcosis.pictures import map_pictures
+from fcosis.segmentation import ContextHead, SegmentationHead, shrink
+from fcosis.targets import RegularizedTargets, center_targets, regularized_targets
+from segzoo.geometry.soft_masks import MASK_STRIDE, soft_masks
+from segzoo.modeling.fcos.decode import DecodeRule, detect_boxes, output_scale
+from segzoo.modeling.fcos.fcos import head_arguments
+from segzoo.modeling.fcos.head import FCOSHead, FCOSMaps
+from segzoo.modeling.fcos.locations import Locations, compute_locations, flatten_levels, map_sizes
+from segzoo.modeling.normalizer import loss_normalizers
+from segzoo.modeling.postprocess import build_instances
+from segzoo.modeling.preprocess import ImagePreprocessor
+
+logger = logging.getLogger(__name__)
+
+
+class FCOSISMaps(NamedTuple):
+    """What the network gives for a batch.
+
+    detection: raw maps of the head, DetectionMaps for attention by grouping and else FCOSMaps. features: (N, C, Hi, Wi)
+    of the segmentation's levels, finest first. class_logits: (N, K, H, W) of the baseline without attention, else None.
+    """
+
+    detection: DetectionMaps | FCOSMaps
+    features: list[Tensor]
+    class_logits: Tensor | None
+
+
+class MaskRule(NamedTuple):
+    """How objects are segmented.
+
+    coarse_weight, center_weight, mask_weight: factors of the losses. threshold: of a mask's probability. budget_mb: MiB
+    held at once while masks are made. group_budget_mb: MiB of features that colour groups hold at once.
+    """
+
+    coarse_weight: float
+    center_weight: float
+    mask_weight: float
+    threshold: float
+    budget_mb: float
+    group_budget_mb: float
+
+
+@META_ARCH_REGISTRY.register()
+class FCOSIS(nn.Module):
+    """FCOS's boxes, and masks from a segmentation that attends to the objects of one colour group at a time."""
+
+    # What the segmentation is done for, one after the other.
+    OBJECT_UNIT = "colour group"
+    mu: Tensor | None
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        preprocessor: ImagePreprocessor,
+        head: FCOSHead,
+        segmentation: SegmentationHead | ContextHead,
+        learns_mu: bool,
+        in_features: list[str],
+        seg_features: list[str],
+        num_classes: int,
+        sizes_of_interest: list[float],
+        regularization: tuple[float, float, float],
+        focal_alpha: float,
+        focal_gamma: float,
+        normalizer_mode: str,
+        decode_rule: DecodeRule,
+        mask_rule: MaskRule,
+    ) -> None:
+        """
+        Args:
+            backbone: gives `in_features` and `seg_features`.
+            preprocessor: normalises and pads the images.
+            head: a `GroupingHead` for attention by grouping; an `FCOSHead` for attention by boxes, or for none.
+            segmentation: a `SegmentationHead`, or a `ContextHead` for the baseline without attention.
+            learns_mu: whether mu is learned; otherwise it is 0. Of use with a `GroupingHead` alone.
+            in_features, seg_features: names of the detection's and the segmentation's levels, finest first.
+            num_classes: K.
+            sizes_of_interest, focal_alpha, focal_gamma, normalizer_mode, decode_rule: see `FCOS`.
+            regularization: (alpha, beta, gamma) of `regularized_weights`.
+            mask_rule: how objects are segmented.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.preprocessor = preprocessor
+        self.head = head
+        self.segmentation = segmentation
+        self.in_features = in_features
+        self.seg_features = seg_features
+        self.strides = [backbone.output_shape()[name].stride for name in in_features]
+        self.num_classes = num_classes
+        self.sizes_of_interest = sizes_of_interest
+        self.regularization = regularization
+        self.focal_alpha = focal_alpha
+        self.focal_gamma = focal_gamma
+        self.normalizer_mode = normalizer_mode
+        self.decode_rule = decode_rule
+        self.mask_rule = mask_rule
+        has_attention, is_grouping = isinstance(segmentation, SegmentationHead), isinstance(head, GroupingHead)
+        # What an object's own pixels and those of others are weighted by (section 3.2.2).
+        self.lam = nn.Parameter(torch.ones(())) if has_attention else None
+        self.register_parameter("mu", nn.Parameter(torch.ones(())) if is_grouping and learns_mu else None)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        arguments = regularized_arguments(cfg)
+        backbone, node = arguments["backbone"], cfg.MODEL.FCOSIS
+        check_fcosis(cfg, backbone)
+        levels = {
+            "channels": backbone.output_shape()[node.SEG_FEATURES[0]].channels,
+            "hidden": node.SEG_CHANNELS,
+            "num_levels": len(node.SEG_FEATURES),
+        }
+        segmentation: nn.Module
+        if node.ATTENTION == "none":
+            segmentation = ContextHead(**levels, num_classes=cfg.MODEL.FCOS.NUM_CLASSES)
+        else:
+            segmentation = SegmentationHead(**levels)
+        head_type = GroupingHead if node.ATTENTION == "grouping" else FCOSHead
+        return arguments | {
+            "head": head_type(**head_arguments(cfg, backbone)),
+            "segmentation": segmentation,
+            "learns_mu": node.LEARN_MU,
+            "seg_features": list(node.SEG_FEATURES),
+            "mask_rule": MaskRule(
+                coarse_weight=node.COARSE_LOSS_WEIGHT,
+                center_weight=node.CENTER_LOSS_WEIGHT,
+                mask_weight=node.MASK_LOSS_WEIGHT,
+                threshold=node.MASK_THRESH,
+                budget_mb=cfg.TEST.MASK_BUDGET_MB,
+                group_budget_mb=node.GROUP_BUDGET_MB,
+            ),
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.cls_logits.weight.device
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict[str, Instances]]:
+        """Losses in training, else one {"instances": Instances} an image, at its original size."""
+        images = self.preprocessor(batched_inputs, self.device)
+        maps = self.dense_outputs(images.tensor)
+        locations = compute_locations(map_sizes(maps.detection.cls_logits), self.strides, self.device)
+        if self.training:
+            return self.losses(maps, locations, [x["instances"].to(self.device) for x in batched_inputs])
+        return self.inference(maps, locations, images.image_sizes, batched_inputs)
+
+    def losses(self, maps: FCOSISMaps, locations: Locations, gt_instances: list[Instances]) -> dict[str, Tensor]:
+        """FCOS's three losses, that of the masks, and those of coarse segmentation and centres for grouping."""
+        targets = regularized_targets(locations, gt_instances, self.num_classes, self.sizes_of_interest)
+        masks = soft_masks([x.gt_masks.tensor for x in gt_instances], self._mask_map_size(maps))
+        objects = training_objects(gt_instances, masks, targets, locations, self.sizes_of_interest)
+        logits, channels = self.segment(maps, locations, objects)
+        own_losses = mask_loss(logits, channels, objects.apart_px / MASK_STRIDE, masks)
+        losses = detection_losses(
+            FCOSMaps(maps.detection.cls_logits, maps.detection.box_logits, maps.detection.centerness_logits),
+            targets,
+            self.regularization,
+            focal_alpha=self.focal_alpha,
+            focal_gamma=self.focal_gamma,
+            normalizer_mode=self.normalizer_mode,
+        )
+        if isinstance(maps.detection, DetectionMaps):
+            losses |= self._grouping_losses(maps.detection, locations, targets, objects)
+        count = own_losses.new_tensor(len(own_losses))
+        num_objects = loss_normalizers(count, count, self.normalizer_mode).positives
+        losses["loss_mask"] = self.mask_rule.mask_weight * own_losses.sum() / num_objects
+        return losses
+
+    def _grouping_losses(
+        self, maps: DetectionMaps, locations: Locations, targets: RegularizedTargets, objects: Objects
+    ) -> dict[str, Tensor]:
+        """Losses of what objects are told apart by: coarse segmentation, and centres at its foreground."""
+        offsets, index = center_targets(targets, locations, objects.centers_px)
+        pred_offsets = flatten_levels(maps.center_offsets).flatten(0, 1)[targets.positives[index]]
+        counts = offsets.new_tensor([len(targets.positives), len(offsets)])
+        normalizers = loss_normalizers(counts[0], counts[1], self.normalizer_mode)
+        coarse_logits = flatten_levels(maps.coarse_logits).flatten()
+        coarse, center = coarse_loss(coarse_logits, targets), center_loss(pred_offsets, offsets)
+        return {
+            "loss_coarse": self.mask_rule.coarse_weight * coarse / normalizers.positives,
+            "loss_center": self.mask_rule.center_weight * center / normalizers.weight_sum,
+        }
+
+    def segment(self, maps: FCOSISMaps, locations: Locations, objects: Objects) -> tuple[Tensor, Tensor]:
+        """Stride-4 maps that hold the objects' masks.
+
+        Returns:
+            (B, H, W) float32 logits of B = G groups (without attention: N x K classes), and (M,) int64: which of them
+            is an object's.
+        """
+        if maps.class_logits is not None:
+            num_classes = maps.class_logits.shape[1]
+            return maps.class_logits.flatten(0, 1), objects.images * num_classes + objects.classes
+        assert isinstance(self.segmentation, SegmentationHead)
+        attention, groups, group_images = self.attend(maps, locations, objects)
+        logits = self.segmentation(maps.features, attention, group_images, self.mask_rule.group_budget_mb)
+        return logits, groups
+
+    def attend(self, maps: FCOSISMaps, locations: Locations, objects: Objects) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Attention of every colour group.
+
+        Returns:
+            (G, 1, Hi, Wi) of the segmentation's levels, (M,) group of each object, (G,) image of each group.
+        """
+        assert self.lam is not None
+        coloring = color_boxes(objects.apart_px, objects.counts)
+        groups, group_images = group_numbers(coloring, objects.counts)
+        self._log(coloring.num_colors)
+        coarse = owners = None
+        if isinstance(maps.detection, DetectionMaps):
+            coarse = flatten_levels(maps.detection.coarse_logits).float().sigmoid().squeeze(2)
+            ways = flatten_levels(maps.detection.center_offsets).float() * locations.strides_px[:, None]
+            owners = group_locations(locations.points_px + ways.detach(), objects.centers_px, objects.counts)
+        placed = Groups(objects.boxes_px, objects.levels, objects.images, groups, len(group_images))
+        mu = self.lam.new_zeros(()) if self.mu is None else self.mu
+        finest = attention_maps(
+            coarse, owners, placed, locations, lam=self.lam, mu=mu, map_size=self._mask_map_size(maps)
+        )
+        return shrink(finest, len(maps.features)), groups, group_images
+
+    def inference(
+        self,
+        maps: FCOSISMaps,
+        locations: Locations,
+        image_sizes: list[tuple[int, int]],
+        batched_inputs: list[dict],
+    ) -> list[dict[str, Instances]]:
+        """Detections of every image in its original pixels."""
+        raw = maps.detection
+        detections = detect_boxes(
+            *(raw.cls_logits, raw.box_logits, raw.centerness_logits), locations, image_sizes, self.decode_rule
+        )
+        offsets = raw.center_offsets if isinstance(raw, DetectionMaps) else []
+        objects = detected_objects(detections, offsets, locations)
+        logits, channels = self.segment(maps, locations, objects)
+        num_wild = int(logits.isnan().flatten(1).any(dim=1)[channels].sum())
+        if num_wild:
+            logger.warning("%d of %d masks have NaN, which is background", num_wild, len(channels))
+        results = []
+        per_image = zip(detections, channels.split(objects.counts), image_sizes, batched_inputs, strict=True)
+        for found, own, size, inputs in per_image:
+            output_size = (inputs.get("height", size[0]), inputs.get("width", size[1]))
+            masks = cut_masks(
+                *(logits, own, found.boxes_px),
+                input_size=size,
+                output_size=output_size,
+                threshold=self.mask_rule.threshold,
+                budget_mb=self.mask_rule.budget_mb,
+            )
+            boxes = found.boxes_px * output_scale(size, output_size, self.device).repeat(2)
+            results.append({"instances": build_instances(output_size, boxes, found.scores, found.classes, masks)})
+        return results
+
+    def dense_outputs(self, images: Tensor) -> FCOSISMaps:
+        """(N, 3, H, W) normalised images, padded to the size divisibility -> what needs no objects."""
+        features = self.backbone(images)
+        detection = self.head([features[name] for name in self.in_features])
+        levels = [features[name] for name in self.seg_features]
+        return FCOSISMaps(
+            detection, levels, self.segmentation(levels) if isinstance(self.segmentation, ContextHead) else None
+        )
+
+    def object_stage(self, maps: FCOSISMaps, count: int) -> Tensor:
+        """(G, H, W) logits of the first image for `count` colour groups, for the counting of what they cost."""
+        if maps.class_logits is not None:
+            return maps.class_logits[:0].flatten(0, 1)
+        assert isinstance(self.segmentation, SegmentationHead)
+        height, width = self._mask_map_size(maps)
+        attention = shrink(maps.features[0].new_ones(count, 1, height, width), len(maps.features))
+        images = torch.zeros(count, dtype=torch.int64, device=self.device)
+        return self.segmentation(maps.features, attention, images, self.mask_rule.group_budget_mb)
+
+    def map_pictures(self, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
+        """What the masks of one image come from, see `fcosis.pictures.map_pictures`."""
+        return map_pictures(self, inputs)
+
+    def _mask_map_size(self, maps: FCOSISMaps) -> tuple[int, int]:
+        height, width = maps.features[0].shape[2:]
+        return height, width
+
+    def _log(self, num_colors: Sequence[int]) -> None:
+        """Colours an image, and the learned weights, which nothing keeps above 0."""
+        if not (self.training and has_event_storage()):
+            return
+        storage = get_event_storage()
+        storage.put_scalar("fcosis/colors", sum(num_colors) / max(len(num_colors), 1))
+        for name, value in (("lambda", self.lam), ("mu", self.mu)):
+            if value is not None:
+                storage.put_scalar(f"fcosis/{name}", value.detach())
