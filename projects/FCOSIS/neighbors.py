@@ -166,7 +166,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     for row in report["rows"]:
         title = f"{row['from_px']:g} to {row['to_px']:g}" if row["to_px"] else f"{row['from_px']:g} and more"
-        figures = f"{row['mean_iou']:.4f} | {row['least_iou']:.3f} | {row['stay']:.1%}" if row["masks"] else "- | - | -"
+        figures = "- | - | -"
+        if row["masks"]:
+            figures = f"{row['mean_iou']:.4f} | {row['least_iou']:.3f} | {row['stay']:.1%}"
         print(f"| {title} | {row['masks']} | {figures} |")
     return 0
 
