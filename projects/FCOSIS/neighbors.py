@@ -161,9 +161,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SegZooError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print(
-        "| gap to the next box of the colour, px | masks | mean IoU | least | IoU of 0.95 or more |\n|---|---|---|---|---|"
-    )
+    print("| gap to the next box of the colour, px | masks | mean IoU | least | IoU of 0.95 or more |")
+    print("|---|---|---|---|---|")
     for row in report["rows"]:
         title = f"{row['from_px']:g} to {row['to_px']:g}" if row["to_px"] else f"{row['from_px']:g} and more"
         figures = "- | - | -"
