@@ -106,36 +106,36 @@ def attention_maps(
     # Keeps lambda and mu in the graph of a batch without objects.
     attention = ((lam + mu) * 0).float().expand(objects.num_groups * height * width)
     for block in blocks:
-        object_index, y, x = box_pixels(boxes[block], map_size)
-        object_index = object_index + block.start
-        arguments = (coarse, owners, objects, locations, lam, mu, object_index, y, x)
-        values = (
-            checkpoint(_pair_attention, *arguments, use_reentrant=False)
+        arguments = (coarse, owners, objects, locations, lam, mu, boxes, block, map_size)
+        # What a checkpoint is given is kept until the gradient: boxes, not the cells in them.
+        place, values = (
+            checkpoint(_block_attention, *arguments, use_reentrant=False)
             if len(blocks) > 1
-            else _pair_attention(*arguments)
+            else _block_attention(*arguments)
         )
-        place = (objects.groups[object_index] * height + y) * width + x
         attention = attention.index_add(0, place, values)
     return attention.view(objects.num_groups, 1, height, width)
 
 
-def _pair_attention(
+def _block_attention(
     coarse: Tensor | None,
     owners: Tensor | None,
     objects: Groups,
     locations: Locations,
     lam: Tensor,
     mu: Tensor,
-    object_index: Tensor,
-    y: Tensor,
-    x: Tensor,
-) -> Tensor:
-    """(Q,) attention of objects at stride-4 cells of their boxes."""
+    boxes: Tensor,
+    block: slice,
+    map_size: tuple[int, int],
+) -> tuple[Tensor, Tensor]:
+    """Of a block of the objects, at the Q cells of their boxes: (Q,) places among G x H x W, and attention there."""
+    object_index, y, x = box_pixels(boxes[block], map_size)
+    object_index = object_index + block.start
+    place = (objects.groups[object_index] * map_size[0] + y) * map_size[1] + x
     if coarse is None or owners is None:
-        return lam.float().expand(len(object_index))
+        return place, lam.float().expand(len(place))
     membership = _sample_membership(coarse.float(), owners, objects, locations, object_index, y, x)
-    attention: Tensor = lam * membership - mu * (1 - membership)
-    return attention.float()
+    return place, (lam * membership - mu * (1 - membership)).float()
 
 
 def _sample_membership(

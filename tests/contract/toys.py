@@ -53,7 +53,7 @@ CENTERMASK_FCOS_TOY = [
     *("MODEL.CENTERMASK_FCOS.SALIENCY_NUM_CONVS", "1"),
 ]
 # All of a picture's groups do not fit into the budget, so that they are done in parts.
-FCOSIS_TOY = [*FCOS_TOY, "MODEL.FCOSIS.SEG_CHANNELS", "32", "MODEL.FCOSIS.GROUP_BUDGET_MB", "1"]
+FCOSIS_TOY = [*FCOS_TOY, "MODEL.FCOSIS.SEG_CHANNELS", "64", "MODEL.FCOSIS.GROUP_BUDGET_MB", "1"]
 MASKFCOS_TOY = [*FCOS_TOY, "MODEL.ROI_MASK_HEAD.CONV_DIM", "16", "MODEL.ROI_MASK_HEAD.NUM_CONV", "1"]
 # meta-architecture, perhaps with a variant after a dash -> (config, changes that make it small)
 MODELS: dict[str, tuple[str, list[str]]] = {

@@ -162,3 +162,17 @@ def test_losses_of_half_precision_are_those_of_their_values() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = mask_loss(half, channels, boxes, masks)
     torch.testing.assert_close(found, mask_loss(half.float(), channels, boxes, masks), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_dense_losses_of_half_precision_are_fp32_without_autocast(dtype: torch.dtype) -> None:
+    """Autocast widens a cross entropy by itself: the losses may not rely on it."""
+    coarse = torch.randn(40).to(dtype)
+    pred, offsets = torch.randn(30, 2).to(dtype), torch.randn(30, 2)
+    targets = made_targets(40, [3, 7, 31], [0.1, 1.0, 0.4375], [0, 4])
+    for found, expected in (
+        (coarse_loss(coarse, targets), coarse_loss(coarse.float(), targets)),
+        (center_loss(pred, offsets), center_loss(pred.float(), offsets)),
+    ):
+        assert found.dtype == torch.float32
+        assert torch.equal(found, expected)
