@@ -76,9 +76,9 @@ def assert_new(names: list[str], num_heads: int) -> None:
     assert len(names) == 8 * num_heads + 1
 
 
-def assert_close_to_authors(found: Tensor, theirs: Tensor) -> None:
+def assert_close_to_authors(found: Tensor, theirs: Tensor, limit: float = 1e-3) -> None:
     assert found.shape == theirs.shape
-    assert float((found - theirs).abs().max()) <= 1e-3 * float(theirs.std())
+    assert float((found - theirs).abs().max()) <= limit * float(theirs.std())
 
 
 def test_dla_34_gives_the_authors_maps(parity: ModuleType, repository: Path) -> None:
@@ -110,13 +110,15 @@ def test_hourglass_104_gives_the_authors_maps_of_both_stacks(parity: ModuleType,
     model, weights = build("configs/centermask_HG104.yaml", repository), parity.state_dict("centernet_hourglass104")
     assert_new(load_converted(model, weights, "centernet-hourglass104"), 2)
     outputs = parity.load("centernet_hourglass104_outputs")
+    # The trunk in double precision, which is the same on every machine: tests/modeling/test_centernet_parity.py says why,
+    # and how far the authors' stored values are from exact ones.
     with torch.no_grad():
-        features = model.backbone(outputs["image"][:1].float())
-        found = [head(features[name]) for head, name in zip(model.heads, model.in_features, strict=True)]
+        features = model.backbone.double()(outputs["image"][:1].double())
+        found = [head(features[name].float()) for head, name in zip(model.heads, model.in_features, strict=True)]
     for maps, theirs, feature in zip(found, outputs["heads"], outputs["cnvs"], strict=True):
-        assert_close_to_authors(maps.feature[..., ::2, ::2], feature)
+        assert_close_to_authors(maps.feature[..., ::2, ::2], feature, limit=2e-3)
         for name, values in (("hm", maps.heatmap), ("wh", maps.size), ("reg", maps.offset)):
-            assert_close_to_authors(values, theirs[name])
+            assert_close_to_authors(values, theirs[name], limit=2e-3)
 
 
 def test_gaussian_radii_equal_the_authors(stored: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ def validate(**changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"MODEL__META_ARCHITECTURE": "FCOSS"}, "(?s)MODEL.META_ARCHITECTURE is 'FCOSS'.*nearest known name is 'FCOS'"),
+        ({"MODEL__META_ARCHITECTURE": "FCOS2"}, "(?s)MODEL.META_ARCHITECTURE is 'FCOS2'.*nearest known name is 'FCOS'"),
         (
             {"MODEL__BACKBONE__NAME": "build_resnet_fpn_p3p7_backbon"},
             "(?s)MODEL.BACKBONE.NAME is .*nearest known name is 'build_resnet_fpn_p3p7_backbone'",

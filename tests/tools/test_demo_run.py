@@ -37,4 +37,4 @@ def test_demo_run_trains_evaluates_draws_and_ends_with_the_metric(
 
 def test_demo_run_of_an_unknown_method_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--method", "yolo"]) == 2
-    assert "fcos, mask_rcnn, orienmask, polarmask" in capsys.readouterr().err
+    assert "fcos, fcosis, mask_rcnn, orienmask, polarmask" in capsys.readouterr().err
