@@ -110,8 +110,8 @@ def test_hourglass_104_gives_the_authors_maps_of_both_stacks(parity: ModuleType,
     model, weights = build("configs/centermask_HG104.yaml", repository), parity.state_dict("centernet_hourglass104")
     assert_new(load_converted(model, weights, "centernet-hourglass104"), 2)
     outputs = parity.load("centernet_hourglass104_outputs")
-    # The trunk in double precision, which is the same on every machine: tests/modeling/test_centernet_parity.py says why,
-    # and how far the authors' stored values are from exact ones.
+    # The trunk in double precision, which is the same on every machine: tests/modeling/test_centernet_parity.py says
+    # why, and how far the authors' stored values are from exact ones.
     with torch.no_grad():
         features = model.backbone.double()(outputs["image"][:1].double())
         found = [head(features[name].float()) for head, name in zip(model.heads, model.in_features, strict=True)]
