@@ -26,9 +26,7 @@ def mask_padding(boxes_cells: Tensor, areas_cells: Tensor) -> Tensor:
     doubled = 2 * areas_cells.double()
     root = (((width - height).square() + 4 * doubled).sqrt() - (width + height)) / 4
     padding = root.ceil().clamp(min=0)
-    # A root that is a whole number may come out a rounding error beside it.
-    one_less = (padding - 1).clamp(min=0)
-    padding = torch.where((width + 2 * one_less) * (height + 2 * one_less) >= doubled, one_less, padding)
+    # A root just above a whole number may be rounded to it.
     padding = torch.where((width + 2 * padding) * (height + 2 * padding) < doubled, padding + 1, padding)
     return padding.float()
 

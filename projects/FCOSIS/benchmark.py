@@ -5,7 +5,6 @@ Shape shorthand: N images, M objects, C channels, H, W size of the network's inp
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -110,9 +109,7 @@ def benchmark_coloring(
             if not difference <= TOLERANCE * max(1.0, float(apart.abs().max())):
                 raise TrainingError(f"groups in one batch differ from one forward a group by {difference:.1e}")
             title = f"{count} objects in {len(together)} colours, {size[0]}x{size[1]}, {channels} channels"
-            row = compare_times(
-                title, functools.partial(picture.by_color), picture.one_by_one, repeats=repeats, device=device
-            )
+            row = compare_times(title, picture.by_color, picture.one_by_one, repeats=repeats, device=device)
         yield row
 
 

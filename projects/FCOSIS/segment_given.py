@@ -26,7 +26,13 @@ from segzoo.data.registration import load_metadata
 from segzoo.errors import ConfigError
 from segzoo.evaluation.ground_truth import load_ground_truth
 from segzoo.geometry.rle import RLEMasks
-from segzoo.modeling.fcos.decode import Detections, clip_boxes, distances_to_boxes, usable_locations
+from segzoo.modeling.fcos.decode import (
+    Detections,
+    clip_boxes,
+    distances_to_boxes,
+    output_scale,
+    usable_locations,
+)
 from segzoo.modeling.fcos.head import exp_size
 from segzoo.modeling.fcos.locations import Locations, compute_locations, flatten_levels, map_sizes
 
@@ -117,7 +123,7 @@ def segment_given(
     output_sizes = [(entry["height"], entry["width"]) for entry in batched_inputs]
     boxes_px = []
     for own, inner, outer in zip(boxes, images.image_sizes, output_sizes, strict=True):
-        boxes_px.append(own.to(model.device) * own.new_tensor([inner[1] / outer[1], inner[0] / outer[0]]).repeat(2))
+        boxes_px.append(own.to(model.device) * output_scale(outer, inner, model.device).repeat(2))
     given, source_ious = given_detections(
         maps, locations, images.image_sizes, boxes_px, [own.to(model.device) for own in classes]
     )
