@@ -64,17 +64,17 @@ def test_hourglass_104_gives_the_authors_features_of_both_stacks(parity: ModuleT
     renamed = load_backbone(backbone, weights, HOURGLASS_RULES)
     assert list(renamed.dropped) == [DROP_COUNTERS.why]
     outputs = parity.load("centernet_hourglass104_outputs")
-    # In double precision, which is the same on every machine: a hundred layers enlarge the rounding of fp32 by what a
-    # processor's convolutions happen to do, that of the authors' stored maps included. So their exact values are within
-    # 1e-3 of the deviation but for one in five hundred, which are within 2e-3.
+    # In double precision, the same on every machine: fp32 differs with a processor's convolutions, here by up to
+    # 4e-3 of the deviation after two hundred layers. The stored maps are fp32 too: exact values of the second stack are
+    # beyond 1e-3 of one in five hundred of them, by 1.7e-3 at most.
     with torch.no_grad():
-        features = backbone.double()(outputs["image"][:1].double())
+        first, second = backbone.double()(outputs["image"][:1].double()).values()
     # Every second pixel is stored.
-    for feature, theirs in zip(features.values(), outputs["cnvs"], strict=True):
-        difference = (feature[..., ::2, ::2] - theirs).abs() / theirs.std()
-        assert float(difference.square().mean().sqrt()) < 1e-3
-        assert float((difference > 1e-3).double().mean()) < 0.005
-        assert float(difference.max()) < 2e-3
+    assert_close_to_authors(first[..., ::2, ::2].float(), outputs["cnvs"][0])
+    difference = (second[..., ::2, ::2] - outputs["cnvs"][1]).abs() / outputs["cnvs"][1].std()
+    assert float(difference.square().mean().sqrt()) < 1e-3
+    assert float((difference > 1e-3).double().mean()) < 0.005
+    assert float(difference.max()) < 2e-3
 
 
 @pytest.mark.parametrize(
