@@ -24,11 +24,13 @@ from segzoo.modeling.fcos.locations import Locations
 class Groups(NamedTuple):
     """Objects and their colour groups.
 
-    boxes_px: (M, 4) xyxy. levels, images: (M,) int64 where an object's coarse segmentation is. groups: (M,) int64 its
+    boxes_px: (M, 4) xyxy. competitors: (M,) int64 the object whose locations are an object's, mostly itself. levels,
+    images: (M,) int64 where an object's coarse segmentation is. groups: (M,) int64 its
     colour group among all G; boxes of a group do not overlap. num_groups: G.
     """
 
     boxes_px: Tensor
+    competitors: Tensor
     levels: Tensor
     images: Tensor
     groups: Tensor
@@ -46,7 +48,7 @@ def group_locations(
 
     Args:
         end_points_px: (N, R, 2) location + way to its centre of mass.
-        centers_px: (M, 2).
+        centers_px: (M, 2); infinitely far ones get nothing.
         counts: objects of each of the N images.
         max_pairs: pairs of location and object held at once; the result does not depend on it.
 
@@ -153,10 +155,11 @@ def _sample_membership(
     top, bottom, share_y = neighbors((y + 0.5) * step, height)
     left, right, share_x = neighbors((x + 0.5) * step, width)
     flat_coarse, flat_owners = coarse.flatten(), owners.flatten()
+    competitor = objects.competitors[object_index]
 
     def values(row: Tensor, column: Tensor) -> Tensor:
         place = base + row * width + column
-        return flat_coarse[place] * (flat_owners[place] == object_index)
+        return flat_coarse[place] * (flat_owners[place] == competitor)
 
     upper = torch.lerp(values(top, left), values(top, right), share_x)
     lower = torch.lerp(values(bottom, left), values(bottom, right), share_x)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.modeling import Backbone
 
+from fcosis.segmentation import SEG_FEATURES
 from segzoo.errors import ConfigError
 from segzoo.geometry.soft_masks import MASK_STRIDE
 from segzoo.modeling.check_values import Range, check_choices, check_ranges, is_number
@@ -18,10 +18,6 @@ CHOICES = {"ATTENTION": ("grouping", "box", "none")}
 # Key -> its range.
 RANGES: dict[str, Range] = {
     "SEG_CHANNELS": (lambda value: value >= 1, "at least 1, such as 256"),
-    "COARSE_LOSS_WEIGHT": (lambda value: value >= 0, "at least 0"),
-    "CENTER_LOSS_WEIGHT": (lambda value: value >= 0, "at least 0"),
-    "MASK_LOSS_WEIGHT": (lambda value: value >= 0, "at least 0"),
-    "MASK_THRESH": (lambda value: 0 < value < 1, "between 0 and 1, without them"),
     "GROUP_BUDGET_MB": (lambda value: value > 0, "greater than 0, such as 4096"),
 }
 # Groups of the norms in the pooling pyramid of the baseline. With one channel each they would take away what the whole
@@ -68,30 +64,31 @@ def check_fcosis(cfg: CfgNode, backbone: Backbone) -> None:
     check_ranges("MODEL.FCOSIS", node, RANGES)
     if not isinstance(node.LEARN_MU, bool):
         raise ConfigError(f"MODEL.FCOSIS.LEARN_MU is {node.LEARN_MU!r}", "use True or False")
+    if not node.LEARN_MU and node.ATTENTION != "grouping":
+        raise ConfigError(
+            f"MODEL.FCOSIS.LEARN_MU is False with ATTENTION {node.ATTENTION!r}",
+            "only attention by grouping has a mu: leave LEARN_MU at True, or set ATTENTION to 'grouping'",
+        )
     if node.ATTENTION == "none" and (node.SEG_CHANNELS % NORM_GROUPS or node.SEG_CHANNELS == NORM_GROUPS):
         raise ConfigError(
             f"MODEL.FCOSIS.SEG_CHANNELS is {node.SEG_CHANNELS} with ATTENTION 'none'",
             f"its group norms need a multiple of {NORM_GROUPS} above it, such as 256",
         )
-    _check_features(list(node.SEG_FEATURES), backbone)
+    _check_features(backbone)
 
 
-def _check_features(names: list[Any], backbone: Backbone) -> None:
+def _check_features(backbone: Backbone) -> None:
     shapes = backbone.output_shape()
-    given = f"MODEL.FCOSIS.SEG_FEATURES is {names}"
-    # A list, because a yaml file may name something that cannot be looked up in a dict.
-    absent = [name for name in names if name not in list(shapes)]
-    if absent or not names:
+    absent = [name for name in SEG_FEATURES if name not in shapes]
+    if absent:
         raise ConfigError(
-            f"{given}; the backbone {type(backbone).__name__} gives {list(shapes)}",
-            'name some of these; a pyramid with "p2" is made by build_resnet_fpn_p2p7_backbone, or by '
-            "build_timm_fpn_backbone with MODEL.TIMM.OUT_STRIDES (4, 8, 16, 32)",
+            f"FCOSIS segments on {SEG_FEATURES}; the backbone {type(backbone).__name__} gives {list(shapes)}",
+            "use build_resnet_fpn_p2p7_backbone, or build_timm_fpn_backbone with MODEL.TIMM.OUT_STRIDES (4, 8, 16, 32)",
         )
-    strides = [shapes[name].stride for name in names]
-    if strides[0] != MASK_STRIDE or any(coarse != 2 * fine for fine, coarse in itertools.pairwise(strides)):
+    found = [(shapes[name].stride, shapes[name].channels) for name in SEG_FEATURES]
+    strides, channels = zip(*found, strict=True)
+    if strides != tuple(MASK_STRIDE * 2**level for level in range(len(SEG_FEATURES))) or len(set(channels)) > 1:
         raise ConfigError(
-            f"{given}, with strides {strides}", f"begin with stride {MASK_STRIDE}; each has twice the last"
+            f"FCOSIS segments on {SEG_FEATURES}, here with strides {list(strides)} and {list(channels)} channels",
+            f"take a pyramid: strides from {MASK_STRIDE} on, each twice the last, and equal channels",
         )
-    channels = [shapes[name].channels for name in names]
-    if len(set(channels)) > 1:
-        raise ConfigError(f"{given}, with {channels} channels", "take levels of a pyramid, whose channels are equal")

@@ -19,14 +19,7 @@ def add_config(cfg: CfgNode) -> None:
     node.ATTENTION = "grouping"
     # False: mu stays 0, so that nothing pushes back what belongs to others (table 3b).
     node.LEARN_MU = True
-    # Levels that the segmentation is made of, finest first; the finest one has stride 4.
-    node.SEG_FEATURES = ["p2", "p3", "p4"]
     node.SEG_CHANNELS = 256
-    node.COARSE_LOSS_WEIGHT = 1.0
-    node.CENTER_LOSS_WEIGHT = 1.0
-    node.MASK_LOSS_WEIGHT = 1.0
-    # Pixels belong to a mask where its probability is at least this.
-    node.MASK_THRESH = 0.5
     # MiB of features that colour groups hold at once; more groups are done one part after the other, in training
     # twice (again for the gradient).
     node.GROUP_BUDGET_MB = 4096

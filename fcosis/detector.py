@@ -34,6 +34,11 @@ def regularized_arguments(cfg: CfgNode) -> dict[str, Any]:
     return arguments | {"regularization": (alpha, beta, gamma)}
 
 
+def positive_weights(targets: RegularizedTargets, regularization: tuple[float, float, float]) -> Tensor:
+    """(P,) the regularised map at the positives: weight of their box loss and target of their centerness."""
+    return regularized_weights(box_centerness(targets.box_distances_px), targets.shares, regularization)
+
+
 def detection_losses(
     maps: FCOSMaps,
     targets: RegularizedTargets,
@@ -59,7 +64,7 @@ def detection_losses(
         loss_cls, loss_box and loss_centerness, scalars in fp32.
     """
     positives = targets.positives
-    weights = regularized_weights(box_centerness(targets.box_distances_px), targets.shares, regularization)
+    weights = positive_weights(targets, regularization)
     normalizers = loss_normalizers(positives.new_tensor(len(positives)), weights.sum(), normalizer_mode)
     cls_logits = flatten_levels(maps.cls_logits).flatten(0, 1)
     pred_distances = exp_size(flatten_levels(maps.box_logits).flatten(0, 1)[positives])

@@ -13,6 +13,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from fcosis.detector import detection_losses, regularized_arguments
+from fcosis.regularization import location_shares
 from fcosis.targets import regularized_targets
 from segzoo.modeling.fcos import FCOS
 from segzoo.modeling.fcos.fcos import head_arguments
@@ -42,9 +43,10 @@ class FCOSReg(FCOS):
 
     def losses(self, maps: FCOSMaps, locations: Locations, gt_instances: list[Instances]) -> dict[str, Tensor]:
         """FCOS's three losses of N images, see `detection_losses`."""
+        shares = location_shares([x.gt_masks.tensor for x in gt_instances], locations)
         return detection_losses(
             maps,
-            regularized_targets(locations, gt_instances, self.num_classes, self.sizes_of_interest),
+            regularized_targets(locations, gt_instances, shares, self.num_classes, self.sizes_of_interest),
             self.regularization,
             focal_alpha=self.focal_alpha,
             focal_gamma=self.focal_gamma,

@@ -25,51 +25,41 @@ from torch import Tensor, nn
 from fcosis.attention import Groups, attention_maps, group_locations
 from fcosis.check import check_fcosis
 from fcosis.coloring import color_boxes, group_numbers
-from fcosis.detector import detection_losses, regularized_arguments
+from fcosis.detector import detection_losses, positive_weights, regularized_arguments
 from fcosis.head import DetectionMaps, GroupingHead
-from fcosis.losses import center_loss, coarse_loss, mask_loss
+from fcosis.losses import center_loss, coarse_losses, mask_loss
 from fcosis.masks import cut_masks
 from fcosis.objects import Objects, detected_objects, training_objects
 from fcosis.pictures import map_pictures
-from fcosis.segmentation import ContextHead, SegmentationHead, shrink
-from fcosis.targets import RegularizedTargets, center_targets, regularized_targets
+from fcosis.regularization import location_shares
+from fcosis.segmentation import SEG_FEATURES, ContextHead, SegmentationHead, shrink
+from fcosis.targets import InnerTargets, center_targets, inner_targets, regularized_targets
+from segzoo.geometry.rle import RLEMasks
 from segzoo.geometry.soft_masks import MASK_STRIDE, soft_masks
-from segzoo.modeling.fcos.decode import DecodeRule, detect_boxes, output_scale
+from segzoo.modeling.fcos.decode import DecodeRule, Detections, detect_boxes, output_scale
 from segzoo.modeling.fcos.fcos import head_arguments
 from segzoo.modeling.fcos.head import FCOSHead, FCOSMaps
 from segzoo.modeling.fcos.locations import Locations, compute_locations, flatten_levels, map_sizes
-from segzoo.modeling.normalizer import loss_normalizers
+from segzoo.modeling.normalizer import count_normalizers
 from segzoo.modeling.postprocess import build_instances
 from segzoo.modeling.preprocess import ImagePreprocessor
 
 logger = logging.getLogger(__name__)
 
+# Pixels belong to a mask where its probability is at least this.
+MASK_THRESHOLD = 0.5
+
 
 class FCOSISMaps(NamedTuple):
     """What the network gives for a batch.
 
-    detection: raw maps of the head, DetectionMaps for attention by grouping and else FCOSMaps. features: (N, C, Hi, Wi)
+    detection: raw maps of the head, DetectionMaps with attention and else FCOSMaps. features: (N, C, Hi, Wi)
     of the segmentation's levels, finest first. class_logits: (N, K, H, W) of the baseline without attention, else None.
     """
 
     detection: DetectionMaps | FCOSMaps
     features: list[Tensor]
     class_logits: Tensor | None
-
-
-class MaskRule(NamedTuple):
-    """How objects are segmented.
-
-    coarse_weight, center_weight, mask_weight: factors of the losses. threshold: of a mask's probability. budget_mb: MiB
-    held at once while masks are made. group_budget_mb: MiB of features that colour groups hold at once.
-    """
-
-    coarse_weight: float
-    center_weight: float
-    mask_weight: float
-    threshold: float
-    budget_mb: float
-    group_budget_mb: float
 
 
 @META_ARCH_REGISTRY.register()
@@ -88,9 +78,9 @@ class FCOSIS(nn.Module):
         preprocessor: ImagePreprocessor,
         head: FCOSHead,
         segmentation: SegmentationHead | ContextHead,
+        is_grouping: bool,
         learns_mu: bool,
         in_features: list[str],
-        seg_features: list[str],
         num_classes: int,
         sizes_of_interest: list[float],
         regularization: tuple[float, float, float],
@@ -98,28 +88,32 @@ class FCOSIS(nn.Module):
         focal_gamma: float,
         normalizer_mode: str,
         decode_rule: DecodeRule,
-        mask_rule: MaskRule,
+        mask_budget_mb: float,
+        group_budget_mb: float,
     ) -> None:
         """
         Args:
-            backbone: gives `in_features` and `seg_features`.
+            backbone: gives `in_features` and `SEG_FEATURES`.
             preprocessor: normalises and pads the images.
-            head: a `GroupingHead` for attention by grouping; an `FCOSHead` for attention by boxes, or for none.
+            head: a `GroupingHead` with attention, else an `FCOSHead`.
             segmentation: a `SegmentationHead`, or a `ContextHead` for the baseline without attention.
-            learns_mu: whether mu is learned; otherwise it is 0. Of use with a `GroupingHead` alone.
-            in_features, seg_features: names of the detection's and the segmentation's levels, finest first.
+            is_grouping: whether attention is made of coarse segmentation and centres; else of boxes alone. They are
+                learned in both cases, so that the attention is all that differs.
+            learns_mu: whether mu is learned, for attention by grouping; otherwise it is 0.
+            in_features: names of the detection's levels, finest first.
             num_classes: K.
             sizes_of_interest, focal_alpha, focal_gamma, normalizer_mode, decode_rule: see `FCOS`.
             regularization: (alpha, beta, gamma) of `regularized_weights`.
-            mask_rule: how objects are segmented.
+            mask_budget_mb: MiB held at once while masks are made.
+            group_budget_mb: MiB of features that colour groups hold at once.
         """
         super().__init__()
         self.backbone = backbone
         self.preprocessor = preprocessor
         self.head = head
         self.segmentation = segmentation
+        self.is_grouping = is_grouping
         self.in_features = in_features
-        self.seg_features = seg_features
         self.strides = [backbone.output_shape()[name].stride for name in in_features]
         self.num_classes = num_classes
         self.sizes_of_interest = sizes_of_interest
@@ -128,10 +122,10 @@ class FCOSIS(nn.Module):
         self.focal_gamma = focal_gamma
         self.normalizer_mode = normalizer_mode
         self.decode_rule = decode_rule
-        self.mask_rule = mask_rule
-        has_attention, is_grouping = isinstance(segmentation, SegmentationHead), isinstance(head, GroupingHead)
+        self.mask_budget_mb = mask_budget_mb
+        self.group_budget_mb = group_budget_mb
         # What an object's own pixels and those of others are weighted by (section 3.2.2).
-        self.lam = nn.Parameter(torch.ones(())) if has_attention else None
+        self.lam = nn.Parameter(torch.ones(())) if isinstance(segmentation, SegmentationHead) else None
         self.register_parameter("mu", nn.Parameter(torch.ones(())) if is_grouping and learns_mu else None)
 
     @classmethod
@@ -140,29 +134,23 @@ class FCOSIS(nn.Module):
         backbone, node = arguments["backbone"], cfg.MODEL.FCOSIS
         check_fcosis(cfg, backbone)
         levels = {
-            "channels": backbone.output_shape()[node.SEG_FEATURES[0]].channels,
+            "channels": backbone.output_shape()[SEG_FEATURES[0]].channels,
             "hidden": node.SEG_CHANNELS,
-            "num_levels": len(node.SEG_FEATURES),
+            "num_levels": len(SEG_FEATURES),
         }
         segmentation: nn.Module
         if node.ATTENTION == "none":
             segmentation = ContextHead(**levels, num_classes=cfg.MODEL.FCOS.NUM_CLASSES)
         else:
             segmentation = SegmentationHead(**levels)
-        head_type = GroupingHead if node.ATTENTION == "grouping" else FCOSHead
+        head_type = FCOSHead if node.ATTENTION == "none" else GroupingHead
         return arguments | {
             "head": head_type(**head_arguments(cfg, backbone)),
             "segmentation": segmentation,
+            "is_grouping": node.ATTENTION == "grouping",
             "learns_mu": node.LEARN_MU,
-            "seg_features": list(node.SEG_FEATURES),
-            "mask_rule": MaskRule(
-                coarse_weight=node.COARSE_LOSS_WEIGHT,
-                center_weight=node.CENTER_LOSS_WEIGHT,
-                mask_weight=node.MASK_LOSS_WEIGHT,
-                threshold=node.MASK_THRESH,
-                budget_mb=cfg.TEST.MASK_BUDGET_MB,
-                group_budget_mb=node.GROUP_BUDGET_MB,
-            ),
+            "mask_budget_mb": cfg.TEST.MASK_BUDGET_MB,
+            "group_budget_mb": node.GROUP_BUDGET_MB,
         }
 
     @property
@@ -171,20 +159,29 @@ class FCOSIS(nn.Module):
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict[str, Instances]]:
         """Losses in training, else one {"instances": Instances} an image, at its original size."""
-        images = self.preprocessor(batched_inputs, self.device)
-        maps = self.dense_outputs(images.tensor)
-        locations = compute_locations(map_sizes(maps.detection.cls_logits), self.strides, self.device)
+        maps, locations, image_sizes = self.look(batched_inputs)
         if self.training:
             return self.losses(maps, locations, [x["instances"].to(self.device) for x in batched_inputs])
-        return self.inference(maps, locations, images.image_sizes, batched_inputs)
+        return self.inference(maps, locations, image_sizes, batched_inputs)
+
+    def look(self, batched_inputs: list[dict]) -> tuple[FCOSISMaps, Locations, list[tuple[int, int]]]:
+        """What the network gives for N inputs, its R cells, and N times (height, width) without padding."""
+        images = self.preprocessor(batched_inputs, self.device)
+        maps = self.dense_outputs(images.tensor)
+        return (
+            maps,
+            compute_locations(map_sizes(maps.detection.cls_logits), self.strides, self.device),
+            images.image_sizes,
+        )
 
     def losses(self, maps: FCOSISMaps, locations: Locations, gt_instances: list[Instances]) -> dict[str, Tensor]:
-        """FCOS's three losses, that of the masks, and those of coarse segmentation and centres for grouping."""
-        targets = regularized_targets(locations, gt_instances, self.num_classes, self.sizes_of_interest)
-        masks = soft_masks([x.gt_masks.tensor for x in gt_instances], self._mask_map_size(maps))
-        objects = training_objects(gt_instances, masks, targets, locations, self.sizes_of_interest)
-        logits, channels = self.segment(maps, locations, objects)
-        own_losses = mask_loss(logits, channels, objects.apart_px / MASK_STRIDE, masks)
+        """FCOS's three losses, that of the masks, and with attention those of coarse segmentation and centres."""
+        full_masks = [x.gt_masks.tensor for x in gt_instances]
+        shares = location_shares(full_masks, locations)
+        targets = regularized_targets(locations, gt_instances, shares, self.num_classes, self.sizes_of_interest)
+        weights = positive_weights(targets, self.regularization)
+        masks = soft_masks(full_masks, self._mask_map_size(maps))
+        objects = training_objects(gt_instances, masks, targets, weights, locations, self.sizes_of_interest)
         losses = detection_losses(
             FCOSMaps(maps.detection.cls_logits, maps.detection.box_logits, maps.detection.centerness_logits),
             targets,
@@ -194,25 +191,31 @@ class FCOSIS(nn.Module):
             normalizer_mode=self.normalizer_mode,
         )
         if isinstance(maps.detection, DetectionMaps):
-            losses |= self._grouping_losses(maps.detection, locations, targets, objects)
-        count = own_losses.new_tensor(len(own_losses))
-        num_objects = loss_normalizers(count, count, self.normalizer_mode).positives
-        losses["loss_mask"] = self.mask_rule.mask_weight * own_losses.sum() / num_objects
+            inner = inner_targets(targets, locations, gt_instances, shares)
+            losses |= self._grouping_losses(maps.detection, locations, inner, objects)
+        logits, channels = self.segment(maps, locations, objects)
+        own_losses = mask_loss(logits, channels, objects.apart_px / MASK_STRIDE, masks)
+        # A mask without a pixel (section 3.2.3 divides by what it covers) teaches nothing.
+        has_mask = masks.flatten(1).any(dim=1)
+        num_masks = count_normalizers(has_mask.sum(), self.normalizer_mode)
+        losses["loss_mask"] = (own_losses * has_mask).sum() / num_masks
         return losses
 
     def _grouping_losses(
-        self, maps: DetectionMaps, locations: Locations, targets: RegularizedTargets, objects: Objects
+        self, maps: DetectionMaps, locations: Locations, inner: InnerTargets, objects: Objects
     ) -> dict[str, Tensor]:
-        """Losses of what objects are told apart by: coarse segmentation, and centres at its foreground."""
-        offsets, index = center_targets(targets, locations, objects.centers_px)
-        pred_offsets = flatten_levels(maps.center_offsets).flatten(0, 1)[targets.positives[index]]
-        counts = offsets.new_tensor([len(targets.positives), len(offsets)])
-        normalizers = loss_normalizers(counts[0], counts[1], self.normalizer_mode)
-        coarse_logits = flatten_levels(maps.coarse_logits).flatten()
-        coarse, center = coarse_loss(coarse_logits, targets), center_loss(pred_offsets, offsets)
+        """Losses of what objects are told apart by, means each: coarse segmentation within objects and outside of all
+        boxes, and centres at the objects' foreground."""
+        offsets, foreground = center_targets(inner, locations, objects.centers_px)
+        pred_offsets = flatten_levels(maps.center_offsets).flatten(0, 1)[foreground]
+        within, outside = coarse_losses(flatten_levels(maps.coarse_logits).flatten(), inner)
+        center = center_loss(pred_offsets, offsets)
+        lengths = offsets.new_tensor([len(inner.places), len(offsets)])
+        counts = torch.cat((lengths, inner.is_outside.sum()[None]))
+        num_within, num_foreground, num_outside = count_normalizers(counts, self.normalizer_mode)
         return {
-            "loss_coarse": self.mask_rule.coarse_weight * coarse / normalizers.positives,
-            "loss_center": self.mask_rule.center_weight * center / normalizers.weight_sum,
+            "loss_coarse": within / num_within + outside / num_outside,
+            "loss_center": center / num_foreground,
         }
 
     def segment(self, maps: FCOSISMaps, locations: Locations, objects: Objects) -> tuple[Tensor, Tensor]:
@@ -227,7 +230,7 @@ class FCOSIS(nn.Module):
             return maps.class_logits.flatten(0, 1), objects.images * num_classes + objects.classes
         assert isinstance(self.segmentation, SegmentationHead)
         attention, groups, group_images = self.attend(maps, locations, objects)
-        logits = self.segmentation(maps.features, attention, group_images, self.mask_rule.group_budget_mb)
+        logits = self.segmentation(maps.features, attention, group_images, self.group_budget_mb)
         return logits, groups
 
     def attend(self, maps: FCOSISMaps, locations: Locations, objects: Objects) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -241,11 +244,14 @@ class FCOSIS(nn.Module):
         groups, group_images = group_numbers(coloring, objects.counts)
         self._log(coloring.num_colors)
         coarse = owners = None
-        if isinstance(maps.detection, DetectionMaps):
+        if self.is_grouping:
+            assert isinstance(maps.detection, DetectionMaps)
             coarse = flatten_levels(maps.detection.coarse_logits).float().sigmoid().squeeze(2)
             ways = flatten_levels(maps.detection.center_offsets).float() * locations.strides_px[:, None]
-            owners = group_locations(locations.points_px + ways.detach(), objects.centers_px, objects.counts)
-        placed = Groups(objects.boxes_px, objects.levels, objects.images, groups, len(group_images))
+            owners = group_locations(locations.points_px + ways.detach(), objects.competing_centers, objects.counts)
+        placed = Groups(
+            *(objects.boxes_px, objects.competitors, objects.levels, objects.images, groups), len(group_images)
+        )
         mu = self.lam.new_zeros(()) if self.mu is None else self.mu
         finest = attention_maps(
             coarse, owners, placed, locations, lam=self.lam, mu=mu, map_size=self._mask_map_size(maps)
@@ -260,12 +266,8 @@ class FCOSIS(nn.Module):
         batched_inputs: list[dict],
     ) -> list[dict[str, Instances]]:
         """Detections of every image in its original pixels."""
-        raw = maps.detection
-        detections = detect_boxes(
-            *(raw.cls_logits, raw.box_logits, raw.centerness_logits), locations, image_sizes, self.decode_rule
-        )
-        offsets = raw.center_offsets if isinstance(raw, DetectionMaps) else []
-        objects = detected_objects(detections, offsets, locations)
+        detections = self.detect(maps, locations, image_sizes)
+        objects = self.objects_of(detections, maps, locations)
         logits, channels = self.segment(maps, locations, objects)
         num_wild = int(logits.isnan().flatten(1).any(dim=1)[channels].sum())
         if num_wild:
@@ -274,22 +276,48 @@ class FCOSIS(nn.Module):
         per_image = zip(detections, channels.split(objects.counts), image_sizes, batched_inputs, strict=True)
         for found, own, size, inputs in per_image:
             output_size = (inputs.get("height", size[0]), inputs.get("width", size[1]))
-            masks = cut_masks(
-                *(logits, own, found.boxes_px),
-                input_size=size,
-                output_size=output_size,
-                threshold=self.mask_rule.threshold,
-                budget_mb=self.mask_rule.budget_mb,
-            )
+            masks = self.cut(logits, own, found.boxes_px, input_size=size, output_size=output_size)
             boxes = found.boxes_px * output_scale(size, output_size, self.device).repeat(2)
             results.append({"instances": build_instances(output_size, boxes, found.scores, found.classes, masks)})
         return results
+
+    def detect(
+        self, maps: FCOSISMaps, locations: Locations, image_sizes: Sequence[tuple[int, int]]
+    ) -> list[Detections]:
+        """The detections of N images, from which their masks are made."""
+        raw = maps.detection
+        return detect_boxes(
+            *(raw.cls_logits, raw.box_logits, raw.centerness_logits), locations, image_sizes, self.decode_rule
+        )
+
+    def objects_of(self, detections: Sequence[Detections], maps: FCOSISMaps, locations: Locations) -> Objects:
+        """Detections of N images as the objects that are segmented."""
+        offsets = maps.detection.center_offsets if isinstance(maps.detection, DetectionMaps) else []
+        return detected_objects(detections, offsets, locations)
+
+    def cut(
+        self,
+        logits: Tensor,
+        channels: Tensor,
+        boxes_px: Tensor,
+        *,
+        input_size: tuple[int, int],
+        output_size: tuple[int, int],
+    ) -> RLEMasks:
+        """Masks of D objects of one image from what `segment` gives, see `cut_masks`."""
+        return cut_masks(
+            *(logits, channels, boxes_px),
+            input_size=input_size,
+            output_size=output_size,
+            threshold=MASK_THRESHOLD,
+            budget_mb=self.mask_budget_mb,
+        )
 
     def dense_outputs(self, images: Tensor) -> FCOSISMaps:
         """(N, 3, H, W) normalised images, padded to the size divisibility -> what needs no objects."""
         features = self.backbone(images)
         detection = self.head([features[name] for name in self.in_features])
-        levels = [features[name] for name in self.seg_features]
+        levels = [features[name] for name in SEG_FEATURES]
         return FCOSISMaps(
             detection, levels, self.segmentation(levels) if isinstance(self.segmentation, ContextHead) else None
         )
@@ -302,7 +330,7 @@ class FCOSIS(nn.Module):
         height, width = self._mask_map_size(maps)
         attention = shrink(maps.features[0].new_ones(count, 1, height, width), len(maps.features))
         images = torch.zeros(count, dtype=torch.int64, device=self.device)
-        return self.segmentation(maps.features, attention, images, self.mask_rule.group_budget_mb)
+        return self.segmentation(maps.features, attention, images, self.group_budget_mb)
 
     def map_pictures(self, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
         """What the masks of one image come from, see `fcosis.pictures.map_pictures`."""

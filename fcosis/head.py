@@ -5,15 +5,11 @@ Shape shorthand: N images, C channels, K classes, Hi, Wi size of a level.
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from segzoo.modeling.fcos.head import FCOSHead, build_prediction, predict_log_sizes
-
-# Coarse segmentation everywhere at first: few locations belong to an object.
-COARSE_PRIOR = 0.01
 
 
 class DetectionMaps(NamedTuple):
@@ -46,8 +42,6 @@ class GroupingHead(FCOSHead):
             nn.init.normal_(prediction.weight, std=0.01)
             assert prediction.bias is not None
             nn.init.zeros_(prediction.bias)
-        assert self.coarse_logits.bias is not None
-        nn.init.constant_(self.coarse_logits.bias, -math.log((1 - COARSE_PRIOR) / COARSE_PRIOR))
 
     def forward(self, features: list[Tensor]) -> DetectionMaps:  # type: ignore[override]
         """(N, C, Hi, Wi) of every level -> the raw maps of every level."""

@@ -1,7 +1,7 @@
 """Losses of what FCOSIS adds to FCOS, in fp32.
 
-Shape shorthand: N images, R locations, P positives, F foreground positives, M objects, B maps, H, W size of the
-stride-4 maps, Q pairs of an object and a cell.
+Shape shorthand: N images, R locations, Q of them within objects (`inner_targets`), F on them, M objects, B maps, H, W
+size of the stride-4 maps.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from fcosis.targets import RegularizedTargets
+from fcosis.targets import InnerTargets
 from segzoo.geometry.box_cells import box_pixels, box_ranges
 from segzoo.geometry.runs import bounded_blocks
 
@@ -20,16 +20,19 @@ from segzoo.geometry.runs import bounded_blocks
 MAX_PAIRS = 4_000_000
 
 
-def coarse_loss(coarse_logits: Tensor, targets: RegularizedTargets) -> Tensor:
-    """Sum of the binary cross entropy of the coarse segmentation: shares at positives, 0 at locations in no box.
+def coarse_losses(coarse_logits: Tensor, inner: InnerTargets) -> tuple[Tensor, Tensor]:
+    """Sums of the binary cross entropy of the coarse segmentation: within objects against their shares, in no box
+    against 0. Locations in a box that belong to no object there have no loss.
 
     Args:
         coarse_logits: (N * R,).
-        targets: of these locations; those it ignores have no loss.
+        inner: of these locations.
     """
-    shares = torch.zeros_like(coarse_logits, dtype=torch.float32).index_put((targets.positives,), targets.shares)
-    weights = (~targets.is_ignored).float()
-    return functional.binary_cross_entropy_with_logits(coarse_logits.float(), shares, weights, reduction="sum")
+    logits = coarse_logits.float()
+    within = functional.binary_cross_entropy_with_logits(logits[inner.places], inner.shares, reduction="sum")
+    # That of a target of 0.
+    outside = functional.softplus(logits) * inner.is_outside
+    return within, outside.sum()
 
 
 def center_loss(pred_offsets: Tensor, offsets: Tensor) -> Tensor:

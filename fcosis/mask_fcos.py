@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fcosis.box_masks import MAX_PROPOSALS, BoxMaskHead, box_mask_arguments, training_proposals
 from fcosis.detector import detection_losses, regularized_arguments
+from fcosis.regularization import location_shares
 from fcosis.targets import regularized_targets
 from segzoo.modeling.fcos.decode import DecodeRule, detect_boxes, output_scale
 from segzoo.modeling.fcos.fcos import head_arguments
@@ -121,9 +122,10 @@ class MaskFCOS(nn.Module):
         gt_instances: list[Instances],
     ) -> dict[str, Tensor]:
         """FCOS's three losses (see `detection_losses`) and that of the masks in its boxes."""
+        shares = location_shares([x.gt_masks.tensor for x in gt_instances], locations)
         losses = detection_losses(
             maps.detection,
-            regularized_targets(locations, gt_instances, self.num_classes, self.sizes_of_interest),
+            regularized_targets(locations, gt_instances, shares, self.num_classes, self.sizes_of_interest),
             self.regularization,
             focal_alpha=self.focal_alpha,
             focal_gamma=self.focal_gamma,

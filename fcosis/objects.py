@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from detectron2.structures import Instances
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from fcosis.padding import mask_padding, pad_boxes
 from fcosis.targets import RegularizedTargets, mass_centers, object_levels
@@ -18,20 +19,34 @@ from segzoo.geometry.soft_masks import MASK_STRIDE
 from segzoo.modeling.fcos.decode import Detections
 from segzoo.modeling.fcos.locations import Locations, flatten_levels
 
+# Detections of one object. Centres that are nearer than a tenth of the size tell no objects apart: that is how exactly
+# they are predicted.
+MERGED_IOU = 0.5
+MERGED_DISTANCE = 0.1
+
 
 class Objects(NamedTuple):
     """Objects of a batch, image by image.
 
     boxes_px: (M, 4) xyxy, where attention is paid. apart_px: (M, 4) boxes in which two objects of a colour must not
-    meet. centers_px: (M, 2) centres of mass. levels, classes: (M,) int64. counts: of each of the N images.
+    meet. centers_px: (M, 2) centres of mass. competitors: (M,) int64 whose centre an object competes by: its own, but
+    that of the better one where two detections are of one object. levels, classes: (M,) int64. counts: of each of the N
+    images.
     """
 
     boxes_px: Tensor
     apart_px: Tensor
     centers_px: Tensor
+    competitors: Tensor
     levels: Tensor
     classes: Tensor
     counts: list[int]
+
+    @property
+    def competing_centers(self) -> Tensor:
+        """(M, 2) centres; those of objects that another one stands for are infinitely far."""
+        own = torch.arange(len(self.competitors), device=self.competitors.device)
+        return torch.where((self.competitors == own)[:, None], self.centers_px, float("inf"))
 
     @property
     def images(self) -> Tensor:
@@ -47,6 +62,7 @@ def training_objects(
     gt_instances: Sequence[Instances],
     masks: Tensor,
     targets: RegularizedTargets,
+    weights: Tensor,
     locations: Locations,
     sizes_of_interest: Sequence[float],
 ) -> Objects:
@@ -55,7 +71,8 @@ def training_objects(
     Args:
         gt_instances: N times gt_boxes, gt_classes and gt_masks, on the device.
         masks: (M, H, W) soft masks at stride 4.
-        targets: what the locations have to predict; an object's level is where its positives are.
+        targets: what the locations have to predict.
+        weights: (P,) of its positives; the largest one's level is that of its object.
         locations: R cells.
         sizes_of_interest: of the L levels but the last.
     """
@@ -69,7 +86,8 @@ def training_objects(
         boxes_px=boxes,
         apart_px=padded * MASK_STRIDE,
         centers_px=centers,
-        levels=object_levels(targets, locations, boxes, sizes_of_interest),
+        competitors=torch.arange(len(boxes), device=boxes.device),
+        levels=object_levels(targets, weights, locations, boxes, sizes_of_interest),
         classes=torch.cat([instances.gt_classes for instances in gt_instances]),
         counts=[len(instances) for instances in gt_instances],
     )
@@ -80,8 +98,11 @@ def detected_objects(
 ) -> Objects:
     """Detections as objects: their level and their centre are those of the location that found them.
 
+    NMS leaves detections of one object that have other classes, or boxes of a smaller overlap. They do not compete for
+    its pixels, see `merge_detections`.
+
     Args:
-        detections: of N images.
+        detections: of N images, best first.
         center_offsets: (N, 2, Hi, Wi) of every level, in strides; none (then centres are the locations themselves).
         locations: R cells.
     """
@@ -94,4 +115,37 @@ def detected_objects(
         centers = centers + offsets[images, found] * locations.strides_px[found, None]
     boxes = torch.cat([own.boxes_px for own in detections])
     classes = torch.cat([own.classes for own in detections])
-    return Objects(boxes, boxes, centers, locations.levels[found], classes, counts)
+    return Objects(
+        boxes, boxes, centers, merge_detections(boxes, centers, counts), locations.levels[found], classes, counts
+    )
+
+
+def merge_detections(boxes: Tensor, centers_px: Tensor, counts: Sequence[int]) -> Tensor:
+    """Which detections are of one object: their boxes have an IoU of MERGED_IOU, whatever their classes, and their
+    centres are within MERGED_DISTANCE of the smaller box's size.
+
+    Args:
+        boxes: (M, 4) xyxy of all images, in each the best detection first.
+        centers_px: (M, 2) centres of mass.
+        counts: of each of the N images.
+
+    Returns:
+        (M,) int64: the best detection that is alike, or the one that this one has in turn.
+    """
+    competitors, start = [], 0
+    for own_boxes, own_centers in zip(boxes.split(list(counts)), centers_px.split(list(counts)), strict=True):
+        sizes = (own_boxes[:, 2:] - own_boxes[:, :2]).clamp(min=0).prod(dim=1).sqrt()
+        least = MERGED_DISTANCE * torch.minimum(sizes[:, None], sizes[None])
+        is_same = (box_iou(own_boxes, own_boxes) >= MERGED_IOU) & (torch.cdist(own_centers, own_centers) <= least)
+        # A box without an area has no overlap with itself.
+        is_same.fill_diagonal_(True)
+        numbers = torch.arange(len(is_same), device=boxes.device)
+        best = numbers.clone()
+        if len(is_same):
+            best = torch.where(is_same, numbers, len(is_same)).amin(dim=1)
+        # From the best one to that one's best one: paths halve.
+        for _ in range(len(best).bit_length()):
+            best = best[best]
+        competitors.append(best + start)
+        start += len(best)
+    return torch.cat(competitors)

@@ -15,13 +15,11 @@ from torch import Tensor
 
 from fcosis.attention import Groups, attention_maps
 from fcosis.head import DetectionMaps
-from fcosis.masks import cut_masks
-from fcosis.objects import Objects, detected_objects
-from fcosis.regularization import regularized_weights
+from fcosis.objects import Objects
+from fcosis.regularization import location_shares, regularized_weights
 from fcosis.targets import regularized_targets
 from segzoo.geometry.soft_masks import MASK_STRIDE
-from segzoo.modeling.fcos.decode import Detections, detect_boxes
-from segzoo.modeling.fcos.locations import Locations, compute_locations, map_sizes
+from segzoo.modeling.fcos.locations import Locations, compute_locations
 from segzoo.modeling.fcos.losses import box_centerness
 from segzoo.visualization import draw_boxes, draw_heat, draw_mask, draw_points, draw_vectors, instance_color
 
@@ -57,40 +55,29 @@ def map_pictures(model: FCOSIS, inputs: dict[str, Any]) -> dict[str, np.ndarray]
         colours, the attention of each colour group, the masks. Empty when nothing is detected. Parts that the model
         lacks are left out.
     """
-    images = model.preprocessor([inputs], model.device)
-    size = images.image_sizes[0]
-    maps = model.dense_outputs(images.tensor)
-    raw = maps.detection
-    locations = compute_locations(map_sizes(raw.cls_logits), model.strides, model.device)
-    found = detect_boxes(raw.cls_logits, raw.box_logits, raw.centerness_logits, locations, [size], model.decode_rule)
-    shown = _best(found[0])
-    if not len(shown.scores):
+    maps, locations, (size,) = model.look([inputs])
+    (found,) = model.detect(maps, locations, [size])
+    if not len(found.scores):
         return {}
     image = model.preprocessor.to_bgr(inputs["image"])
-    objects = detected_objects([shown], raw.center_offsets if isinstance(raw, DetectionMaps) else [], locations)
-    pictures = _grouping_pictures(image, raw, locations, objects) if isinstance(raw, DetectionMaps) else {}
+    # All detections compete and are segmented, as in a forward; the best ones are shown.
+    objects = model.objects_of([found], maps, locations)
+    num_shown = max(1, int((found.scores[:MAX_SHOWN] > MIN_SCORE).sum()))
+    boxes = found.boxes_px[:num_shown]
+    pictures = {}
+    if model.is_grouping and isinstance(maps.detection, DetectionMaps):
+        pictures = _grouping_pictures(image, maps.detection, locations, objects, num_shown)
     if maps.class_logits is None:
-        pictures |= _attention_pictures(image, model, maps, locations, objects)
+        pictures |= _attention_pictures(image, model, maps, locations, objects, num_shown)
     logits, channels = model.segment(maps, locations, objects)
-    masks = cut_masks(
-        *(logits, channels, shown.boxes_px),
-        input_size=size,
-        output_size=size,
-        threshold=model.mask_rule.threshold,
-        budget_mb=model.mask_rule.budget_mb,
-    )
-    return pictures | {"masks": _draw_masks(image, np.asarray(masks), objects.boxes_px)}
-
-
-def _best(found: Detections) -> Detections:
-    count = max(1, int((found.scores[:MAX_SHOWN] > MIN_SCORE).sum()))
-    return Detections(*(column[:count] for column in found))
+    masks = model.cut(logits, channels[:num_shown], boxes, input_size=size, output_size=size)
+    return pictures | {"masks": _draw_masks(image, np.asarray(masks), boxes)}
 
 
 def _grouping_pictures(
-    image: np.ndarray, maps: DetectionMaps, locations: Locations, objects: Objects
+    image: np.ndarray, maps: DetectionMaps, locations: Locations, objects: Objects, num_shown: int
 ) -> dict[str, np.ndarray]:
-    """Coarse segmentation and ways to the centres, in each box those of the detection's own level."""
+    """Coarse segmentation and ways to the centres, in each shown box those of the detection's own level."""
     coarse = torch.cat([level.flatten() for level in maps.coarse_logits]).float().sigmoid()
     offsets = torch.cat([level.flatten(2) for level in maps.center_offsets], dim=2)[0].float()
     ways = offsets * locations.strides_px
@@ -98,26 +85,27 @@ def _grouping_pictures(
     # Smaller boxes lie on top of larger ones.
     heat = np.zeros(size, np.float32)
     vectors = np.zeros((2, *size), np.float32)
-    areas = (objects.boxes_px[:, 2:] - objects.boxes_px[:, :2]).prod(dim=1)
+    boxes = objects.boxes_px[:num_shown]
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
     for index in areas.argsort(descending=True).tolist():
         own = {"objects": objects, "index": index, "locations": locations, "size": size}
         is_inside = _in_box(torch.ones_like(coarse), **own) > 0
         heat[is_inside] = _in_box(coarse, **own)[is_inside]
         for axis in range(2):
             vectors[axis][is_inside] = _in_box(ways[axis], **own)[is_inside]
-    boxes = objects.boxes_px.cpu().numpy()
     longest = float(np.hypot(*vectors).max()) or 1.0
     pointing = draw_vectors(image, vectors, longest, stride=MASK_STRIDE, where=heat >= POINTING)
     return {
-        "coarse segmentation": draw_boxes(draw_heat(image, heat, stride=MASK_STRIDE), boxes, YELLOW),
-        "ways to the centres of mass": draw_points(pointing, objects.centers_px.cpu().numpy()),
+        "coarse segmentation": draw_boxes(draw_heat(image, heat, stride=MASK_STRIDE), boxes.cpu().numpy(), YELLOW),
+        "ways to the centres of mass": draw_points(pointing, objects.centers_px[:num_shown].cpu().numpy()),
     }
 
 
 def _in_box(values: Tensor, objects: Objects, index: int, locations: Locations, size: tuple[int, int]) -> np.ndarray:
     """(h, w) of the stride-4 map: (R,) values of an object's level, interpolated in its box as its attention is."""
     zero = torch.zeros(1, dtype=torch.int64, device=values.device)
-    one = Groups(objects.boxes_px[index : index + 1], objects.levels[index : index + 1], zero, zero, num_groups=1)
+    own = slice(index, index + 1)
+    one = Groups(objects.boxes_px[own], zero, objects.levels[own], zero, zero, num_groups=1)
     owners = torch.zeros(1, len(values), dtype=torch.int64, device=values.device)
     lam, mu = values.new_ones(()), values.new_zeros(())
     sampled = attention_maps(values[None], owners, one, locations, lam=lam, mu=mu, map_size=size)
@@ -125,17 +113,19 @@ def _in_box(values: Tensor, objects: Objects, index: int, locations: Locations, 
 
 
 def _attention_pictures(
-    image: np.ndarray, model: FCOSIS, maps: FCOSISMaps, locations: Locations, objects: Objects
+    image: np.ndarray, model: FCOSIS, maps: FCOSISMaps, locations: Locations, objects: Objects, num_shown: int
 ) -> dict[str, np.ndarray]:
-    """Attention of the first colour groups: blue = -mu, what belongs to others; red = lambda, the group's own."""
+    """Attention of the colour groups with shown objects: blue = -mu, what belongs to others; red = lambda, the group's
+    own. One scale for all."""
     attention, groups, group_images = model.attend(maps, locations, objects)
+    height, width = _map_size(image)
+    shown = groups[:num_shown].unique()[:MAX_GROUPS]
+    heats = attention[0][shown, 0, :height, :width].cpu().numpy()
+    largest = max(float(np.abs(heats).max()), 1e-6)
     pictures = {}
-    for group in range(min(len(group_images), MAX_GROUPS)):
-        heat = attention[0][group, 0].cpu().numpy()
-        height, width = _map_size(image)
-        largest = max(float(np.abs(heat).max()), 1e-6)
-        picture = draw_heat(image, (heat[:height, :width] + largest) / (2 * largest), stride=MASK_STRIDE)
-        boxes = objects.boxes_px[groups == group].cpu().numpy()
+    for group, heat in zip(shown.tolist(), heats, strict=True):
+        picture = draw_heat(image, (heat + largest) / (2 * largest), stride=MASK_STRIDE)
+        boxes = objects.boxes_px[:num_shown][groups[:num_shown] == group].cpu().numpy()
         pictures[f"attention, colour {group + 1} of {len(group_images)}"] = draw_boxes(picture, boxes, YELLOW)
     return pictures
 
@@ -166,7 +156,8 @@ def regularization_pictures(
     sizes = [(-(-height // stride), -(-width // stride)) for stride in strides]
     locations = compute_locations(sizes, list(strides), torch.device("cpu"))
     num_classes = int(instances.gt_classes.max()) + 1 if len(instances) else 1
-    targets = regularized_targets(locations, [instances], num_classes, sizes_of_interest)
+    shares = location_shares([instances.gt_masks.tensor], locations)
+    targets = regularized_targets(locations, [instances], shares, num_classes, sizes_of_interest)
     centerness = box_centerness(targets.box_distances_px)
     pictures = {}
     for title, rule in FIGURE_6.items():

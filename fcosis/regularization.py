@@ -6,7 +6,7 @@ size of the stride-4 map.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -54,30 +54,45 @@ def assign_by_shares(
 ) -> Tensor:
     """FCOS's assignment for one image, but that an ambiguous location goes to the object that covers most of its cell.
 
-    Of objects that cover equally much (often nothing) the smallest box takes it, of equally small ones the first.
-
     Args:
         locations: R cells.
         sizes_of_interest: see `size_ranges`.
+        gt_boxes, shares, max_pairs: see `largest_shares`.
+
+    Returns:
+        (R,) int64 index of the ground truth, -1 for background.
+    """
+    ranges = size_ranges(locations, sizes_of_interest)
+    return largest_shares(
+        lambda block: find_candidates(locations, ranges, gt_boxes[block]), gt_boxes, shares, max_pairs=max_pairs
+    )
+
+
+@torch.no_grad()
+def largest_shares(
+    find: Callable[[slice], Tensor], gt_boxes: Tensor, shares: Tensor, *, max_pairs: int = MAX_PAIRS
+) -> Tensor:
+    """The object that covers most of each location's cell.
+
+    Of objects that cover equally much (often nothing) the smallest box takes it, of equally small ones the first.
+
+    Args:
+        find: for m of the M objects, (R, m) bool: whether a location may be an object's.
         gt_boxes: (M, 4) xyxy px.
         shares: (M, R), see `location_shares`.
         max_pairs: pairs of location and ground truth held at once; the result does not depend on it.
 
     Returns:
-        (R,) int64 index of the ground truth, -1 for background.
+        (R,) int64 index of the ground truth, -1 where none may be asked.
     """
-    points = locations.points_px
-    best_index = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
-    if len(gt_boxes) == 0:
-        return best_index
+    best_index = torch.full((shares.shape[1],), -1, dtype=torch.int64, device=shares.device)
     areas = (gt_boxes[:, 2:] - gt_boxes[:, :2]).prod(dim=1)
-    ranges = size_ranges(locations, sizes_of_interest)
-    best_share = torch.full_like(points[:, 0], -1.0)
+    best_share = shares.new_full((shares.shape[1],), -1.0)
     best_area = torch.full_like(best_share, float("inf"))
-    step = max(1, max_pairs // len(points))
+    step = max(1, max_pairs // max(shares.shape[1], 1))
     for start in range(0, len(gt_boxes), step):
         block = slice(start, start + step)
-        is_candidate = find_candidates(locations, ranges, gt_boxes[block])
+        is_candidate = find(block)
         own = torch.where(is_candidate, shares[block].T, -1.0)
         share = own.amax(dim=1)
         own_areas = torch.where(is_candidate & (own == share[:, None]), areas[None, block], float("inf"))

@@ -17,11 +17,12 @@ from torch.utils.checkpoint import checkpoint
 
 from segzoo.modeling.precision import predict_in_fp32
 
+# Levels of the segmentation, finest first (section 3.2), the finest one of stride 4.
+SEG_FEATURES = ["p2", "p3", "p4"]
 # DeepLab's rates of dilation at output stride 16; at stride 4 they see a quarter of that.
 ASPP_DILATIONS = [6, 12, 18]
-# Maps of the size of a level and its channels that one group holds: its weighted feature, the convolution's output and
-# the running sum, each with a copy for the gradient.
-COPIES = 6
+# What one group holds is held twice, for the gradient.
+COPIES = 2
 
 
 class LevelSum(nn.Module):
@@ -80,7 +81,9 @@ class SegmentationHead(nn.Module):
         """
         num_groups = len(group_images)
         cells = sum(level.shape[2] * level.shape[3] for level in features)
-        group_bytes = COPIES * cells * features[0].shape[1] * features[0].element_size()
+        # Of every level the weighted feature, the convolution's output and the running sum.
+        channels = features[0].shape[1] + 2 * self.pred.in_channels
+        group_bytes = COPIES * cells * channels * features[0].element_size()
         step = max(1, int(budget_mb * 2**20 / group_bytes))
         if num_groups <= step:
             return self._segment(group_images, *features, *attention)

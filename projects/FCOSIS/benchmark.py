@@ -22,6 +22,8 @@ from segzoo.modeling.fcos.locations import Locations, compute_locations
 # The paper's head; the input is small, so that thirty passes of a CPU end.
 CHANNELS, LEVELS, INPUT_SIZE = 256, 3, (320, 512)
 STRIDES = (8, 16, 32, 64, 128)
+# Half of a box's longer side up to which its attention is made on each level but the last.
+SIZES_OF_INTEREST = [64.0, 128.0, 256.0, 512.0]
 OBJECTS = (7, 30)
 # Sides of the boxes, log-uniform, in shares of the input's shorter side: 1.8 colours on average for 7, 3.7 for 30.
 SIDES = (0.02, 0.5)
@@ -50,13 +52,16 @@ class Picture:
         self.locations: Locations = compute_locations(levels, STRIDES, device)
         self.coarse = torch.rand(1, len(self.locations.points_px), generator=generator).to(device)
         self.owners = torch.randint(count, self.coarse.shape, generator=generator).to(device)
-        self.levels = torch.zeros(count, dtype=torch.int64, device=device)
+        half = (self.boxes[:, 2:] - self.boxes[:, :2]).amax(dim=1) / 2
+        self.levels = torch.bucketize(half, half.new_tensor(SIZES_OF_INTEREST))
+        self.zero = self.levels.new_zeros(1)
         torch.manual_seed(0)
         self.head = SegmentationHead(channels=channels, hidden=channels, num_levels=LEVELS).to(device).eval()
 
     def segment(self, groups: Tensor, num_groups: int, budget_mb: float = BUDGET_MB) -> Tensor:
         """(G, h, w) logits of the objects' (M,) groups."""
-        objects = Groups(self.boxes, self.levels, torch.zeros_like(groups), groups, num_groups)
+        own = torch.arange(len(groups), device=groups.device)
+        objects = Groups(self.boxes, own, self.levels, torch.zeros_like(groups), groups, num_groups)
         attention = attention_maps(
             *(self.coarse, self.owners, objects, self.locations),
             lam=self.coarse.new_ones(()),
@@ -77,7 +82,8 @@ class Picture:
         logits = []
         for index in range(len(self.boxes)):
             objects = Groups(
-                *(self.boxes[index : index + 1], self.levels[:1], self.levels[:1], self.levels[:1]), num_groups=1
+                *(self.boxes[index : index + 1], self.zero, self.levels[index : index + 1], self.zero, self.zero),
+                num_groups=1,
             )
             attention = attention_maps(
                 *(self.coarse, torch.where(self.owners == index, 0, -1), objects, self.locations),
@@ -85,7 +91,7 @@ class Picture:
                 mu=self.coarse.new_ones(()),
                 map_size=(self.size[0] // MASK_STRIDE, self.size[1] // MASK_STRIDE),
             )
-            logits.append(self.head(self.features, shrink(attention, LEVELS), self.levels[:1], BUDGET_MB)[0])
+            logits.append(self.head(self.features, shrink(attention, LEVELS), self.zero, BUDGET_MB)[0])
         return logits
 
 

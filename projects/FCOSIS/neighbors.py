@@ -24,9 +24,7 @@ from pycocotools import mask as mask_api
 from torch import Tensor
 
 from fcosis.fcosis import FCOSIS
-from fcosis.head import DetectionMaps
-from fcosis.masks import cut_masks
-from fcosis.objects import Objects, detected_objects
+from fcosis.objects import Objects
 from projects import get_cfg
 from segzoo.config import merge_config
 from segzoo.data.loader import build_test_loader
@@ -36,8 +34,6 @@ from segzoo.engine.evaluate import trained_weights
 from segzoo.engine.predictor import Predictor
 from segzoo.engine.setup import CONFIG_NAME, register_datasets
 from segzoo.errors import ConfigError, SegZooError
-from segzoo.modeling.fcos.decode import detect_boxes
-from segzoo.modeling.fcos.locations import compute_locations, map_sizes
 
 # Upper ends in px of the gaps between a box and the next one of its group that the table tells apart.
 GAPS_PX = (4.0, 16.0, 64.0, float("inf"))
@@ -79,28 +75,18 @@ def compare_batch(model: FCOSIS, batched_inputs: Sequence[dict[str, Any]], min_s
         batched_inputs: N entries of a forward.
         min_score: of the detections that are looked at; the others are not segmented at all.
     """
-    images = model.preprocessor(list(batched_inputs), model.device)
-    maps = model.dense_outputs(images.tensor)
-    raw = maps.detection
-    locations = compute_locations(map_sizes(raw.cls_logits), model.strides, model.device)
-    found = detect_boxes(
-        *(raw.cls_logits, raw.box_logits, raw.centerness_logits), locations, images.image_sizes, model.decode_rule
-    )
+    maps, locations, image_sizes = model.look(list(batched_inputs))
+    found = model.detect(maps, locations, image_sizes)
     kept = [type(one)(*(column[one.scores >= min_score] for column in one)) for one in found]
-    objects = detected_objects(kept, raw.center_offsets if isinstance(raw, DetectionMaps) else [], locations)
+    objects = model.objects_of(kept, maps, locations)
     together, groups = model.segment(maps, locations, objects)
     apart, own_groups = model.segment(maps, locations, alone(objects))
     ious = []
     for index in range(len(groups)):
-        size = images.image_sizes[int(objects.images[index])]
+        size = image_sizes[int(objects.images[index])]
+        own = slice(index, index + 1)
         pair = [
-            cut_masks(
-                *(logits, channels[index : index + 1], objects.boxes_px[index : index + 1]),
-                input_size=size,
-                output_size=size,
-                threshold=model.mask_rule.threshold,
-                budget_mb=model.mask_rule.budget_mb,
-            ).rles[0]
+            model.cut(logits, channels[own], objects.boxes_px[own], input_size=size, output_size=size).rles[0]
             for logits, channels in ((together, groups), (apart, own_groups))
         ]
         # Two empty masks are equal.

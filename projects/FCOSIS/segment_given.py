@@ -17,9 +17,6 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from fcosis.fcosis import FCOSIS, FCOSISMaps
-from fcosis.head import DetectionMaps
-from fcosis.masks import cut_masks
-from fcosis.objects import detected_objects
 from projects.FCOSIS.crossings import largest_box_ious
 from segzoo.data.loader import build_test_loader
 from segzoo.data.registration import load_metadata
@@ -34,7 +31,7 @@ from segzoo.modeling.fcos.decode import (
     usable_locations,
 )
 from segzoo.modeling.fcos.head import exp_size
-from segzoo.modeling.fcos.locations import Locations, compute_locations, flatten_levels, map_sizes
+from segzoo.modeling.fcos.locations import Locations, flatten_levels
 
 
 class Measured(NamedTuple):
@@ -116,31 +113,21 @@ def segment_given(
     Returns:
         N times m masks of height x width; (M,) see `given_detections`.
     """
-    images = model.preprocessor(list(batched_inputs), model.device)
-    maps = model.dense_outputs(images.tensor)
-    raw = maps.detection
-    locations = compute_locations(map_sizes(raw.cls_logits), model.strides, model.device)
+    maps, locations, image_sizes = model.look(list(batched_inputs))
     output_sizes = [(entry["height"], entry["width"]) for entry in batched_inputs]
     boxes_px = []
-    for own, inner, outer in zip(boxes, images.image_sizes, output_sizes, strict=True):
+    for own, inner, outer in zip(boxes, image_sizes, output_sizes, strict=True):
         boxes_px.append(own.to(model.device) * output_scale(outer, inner, model.device).repeat(2))
     given, source_ious = given_detections(
-        maps, locations, images.image_sizes, boxes_px, [own.to(model.device) for own in classes]
+        maps, locations, image_sizes, boxes_px, [own.to(model.device) for own in classes]
     )
-    offsets = raw.center_offsets if isinstance(raw, DetectionMaps) else []
-    objects = detected_objects(given, offsets, locations)
+    # Each given box is an object of its own, however much it overlaps with others.
+    objects = model.objects_of(given, maps, locations)
+    objects = objects._replace(competitors=torch.arange(len(objects.levels), device=model.device))
     logits, channels = model.segment(maps, locations, objects)
     masks = [
-        cut_masks(
-            *(logits, own, one.boxes_px),
-            input_size=inner,
-            output_size=outer,
-            threshold=model.mask_rule.threshold,
-            budget_mb=model.mask_rule.budget_mb,
-        )
-        for own, one, inner, outer in zip(
-            channels.split(objects.counts), given, images.image_sizes, output_sizes, strict=True
-        )
+        model.cut(logits, own, one.boxes_px, input_size=inner, output_size=outer)
+        for own, one, inner, outer in zip(channels.split(objects.counts), given, image_sizes, output_sizes, strict=True)
     ]
     return masks, source_ious.cpu()
 

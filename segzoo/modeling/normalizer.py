@@ -28,6 +28,16 @@ def mean_over_ranks(counts: Tensor, mode: str) -> Tensor:
     return total / comm.get_world_size()
 
 
+def count_normalizers(counts: Tensor, mode: str) -> Tensor:
+    """The ranks' means of counts, of at least one over all ranks: what sums of losses are divided by.
+
+    Args:
+        counts, mode: see `mean_over_ranks`.
+    """
+    least = 1.0 if mode == "local" else 1.0 / comm.get_world_size()
+    return mean_over_ranks(counts, mode).clamp(min=least)
+
+
 class LossNormalizers(NamedTuple):
     """What an FCOS-like detector divides its losses by, as means over the ranks.
 

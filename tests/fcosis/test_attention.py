@@ -113,7 +113,8 @@ def make_objects(seed: int = 0) -> tuple[Groups, list[int], Tensor]:
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     groups, group_images = group_numbers(color_boxes(boxes, counts), counts)
     images = torch.arange(3).repeat_interleave(torch.tensor(counts))
-    return Groups(boxes, torch.arange(15) % len(STRIDES), images, groups, len(group_images)), counts, centers
+    levels = torch.arange(15) % len(STRIDES)
+    return Groups(boxes, torch.arange(15), levels, images, groups, len(group_images)), counts, centers
 
 
 def make_maps(locations: Locations, centers: Tensor, counts: list[int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -169,7 +170,7 @@ def test_attention_and_its_gradients_equal_the_slow_oracle(mode: str, max_pairs:
 def test_a_box_between_the_centers_of_cells_has_the_nearest_one() -> None:
     locations = pyramid(SIZE, STRIDES)
     one, none = torch.ones(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-    pixel = Groups(torch.tensor([[51.0, 37.0, 52.0, 38.0]]), one, none, none, 1)
+    pixel = Groups(torch.tensor([[51.0, 37.0, 52.0, 38.0]]), none, one, none, none, 1)
     found = attention_maps(
         *(None, None, pixel, locations), lam=torch.tensor(2.0), mu=torch.tensor(3.0), map_size=MAP_SIZE
     )
@@ -183,7 +184,7 @@ def test_no_object_gives_no_map_and_keeps_the_weights_connected() -> None:
     lam, mu = torch.ones((), requires_grad=True), torch.ones((), requires_grad=True)
     coarse = torch.rand(2, len(locations.points_px), requires_grad=True)
     owners = torch.full(coarse.shape, -1)
-    objects = Groups(torch.zeros(0, 4), none, none, none, 0)
+    objects = Groups(torch.zeros(0, 4), none, none, none, none, 0)
     found = attention_maps(coarse, owners, objects, locations, lam=lam, mu=mu, map_size=MAP_SIZE)
     assert found.shape == (0, 1, *MAP_SIZE)
     found.sum().backward()
@@ -267,7 +268,7 @@ def test_attention_is_lambda_on_an_object_and_minus_mu_on_others_in_its_box(scen
     groups, group_images = group_numbers(color_boxes(boxes, [2]), [2])
     zeros = torch.zeros(2, dtype=torch.int64)
     attention = attention_maps(
-        *(coarse, owners, Groups(boxes, zeros, zeros, groups, len(group_images)), locations),
+        *(coarse, owners, Groups(boxes, torch.arange(2), zeros, zeros, groups, len(group_images)), locations),
         lam=torch.tensor(LAM),
         mu=torch.tensor(MU),
         map_size=(SCENE[0] // 4, SCENE[1] // 4),

@@ -28,7 +28,7 @@ def grid_of_boxes(side: int) -> Tensor:
 
 def one_group(boxes: Tensor, level: int = 0) -> Groups:
     zeros = torch.zeros(len(boxes), dtype=torch.int64)
-    return Groups(boxes, zeros + level, zeros, zeros, 1)
+    return Groups(boxes, torch.arange(len(boxes)), zeros + level, zeros, zeros, 1)
 
 
 def perfect_maps(boxes: Tensor) -> tuple[Any, Tensor, Tensor]:
@@ -59,7 +59,7 @@ def test_twins_of_different_colors_have_maps_of_their_own() -> None:
     boxes = torch.tensor([[64.0, 64, 256, 320]]).repeat(2, 1)
     locations, coarse, owners = perfect_maps(boxes)
     zeros = torch.zeros(2, dtype=torch.int64)
-    twins = Groups(boxes, zeros, zeros, torch.arange(2), 2)
+    twins = Groups(boxes, torch.arange(2), zeros, zeros, torch.arange(2), 2)
     lam, mu = torch.tensor(1.5), torch.tensor(0.5)
     found = attention_maps(coarse, owners, twins, locations, lam=lam, mu=mu, map_size=MAP_SIZE)[:, 0]
     inside = (slice(16, 80), slice(16, 64))
@@ -92,7 +92,7 @@ def test_attention_memory_is_bounded_whatever_the_objects() -> None:
     locations, coarse, owners = perfect_maps(boxes)
     zeros = torch.zeros(40, dtype=torch.int64)
     # One color for all, which no coloring would give: the maps themselves do not count then.
-    objects = Groups(boxes, zeros, zeros, zeros, 1)
+    objects = Groups(boxes, torch.arange(40), zeros, zeros, zeros, 1)
     lam, mu = torch.ones(()), torch.ones(())
 
     def step(max_pairs: int) -> None:

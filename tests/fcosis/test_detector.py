@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fcosis.detector import detection_losses, regularized_arguments
 from fcosis.fcos_reg import FCOSReg
+from fcosis.regularization import location_shares
 from fcosis.targets import RegularizedTargets, regularized_targets
 from segzoo.errors import ConfigError
 from segzoo.modeling.fcos import FCOS
@@ -44,6 +45,11 @@ def apart() -> list[dict]:
 
 def instances_of(batch: list[dict]) -> list[Instances]:
     return [sample["instances"] for sample in batch]
+
+
+def find_targets(locations: Locations, instances: list[Instances]) -> RegularizedTargets:
+    shares = location_shares([own.gt_masks.tensor for own in instances], locations)
+    return regularized_targets(locations, instances, shares, NUM_CLASSES, SIZES_OF_INTEREST)
 
 
 def random_maps(num_images: int) -> tuple[FCOSMaps, Locations]:
@@ -96,7 +102,7 @@ def losses_slowly(maps: FCOSMaps, targets: RegularizedTargets, rule: tuple[float
 @pytest.mark.parametrize("rule", [CENTERNESS, (0.0, 1.0, 0.0), THIRDS, (0.2, 0.3, 0.5)])
 def test_detection_losses_equal_the_slow_oracle(rule: tuple[float, float, float]) -> None:
     maps, locations = random_maps(2)
-    targets = regularized_targets(locations, instances_of(apart()), NUM_CLASSES, SIZES_OF_INTEREST)
+    targets = find_targets(locations, instances_of(apart()))
     assert len(targets.positives) > 50
     assert 0 <= float(targets.shares.min()) < 0.5 < float(targets.shares.max()) <= 1
     losses = detection_losses(maps, targets, rule, **OPTIONS)
@@ -108,7 +114,7 @@ def test_detection_losses_of_centerness_and_boxes_apart_are_fcos_own() -> None:
     fcos = build_toy("FCOS", "MODEL.FCOS.SIZES_OF_INTEREST", SIZES_OF_INTEREST)
     maps, locations = random_maps(2)
     expected = fcos.losses(maps, locations, instances_of(apart()))
-    targets = regularized_targets(locations, instances_of(apart()), NUM_CLASSES, SIZES_OF_INTEREST)
+    targets = find_targets(locations, instances_of(apart()))
     found = detection_losses(maps, targets, CENTERNESS, **OPTIONS)
     assert list(found) == list(expected)
     for name, loss in expected.items():
@@ -124,7 +130,7 @@ def test_detection_losses_of_centerness_and_boxes_apart_are_fcos_own() -> None:
 def test_detection_losses_of_extreme_maps_are_finite(dtype: torch.dtype, sign: float) -> None:
     maps, locations = random_maps(2)
     leaves = FCOSMaps(*([torch.full_like(m, sign, dtype=dtype).requires_grad_() for m in column] for column in maps))
-    targets = regularized_targets(locations, instances_of(apart()), NUM_CLASSES, SIZES_OF_INTEREST)
+    targets = find_targets(locations, instances_of(apart()))
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         losses = detection_losses(leaves, targets, THIRDS, **OPTIONS)
     assert all(loss.dtype == torch.float32 and torch.isfinite(loss) for loss in losses.values())
@@ -135,7 +141,7 @@ def test_detection_losses_of_extreme_maps_are_finite(dtype: torch.dtype, sign: f
 def test_detection_losses_without_objects_reach_every_map() -> None:
     maps, locations = random_maps(2)
     empty = instances_of([make_input(SIZE, [], seed) for seed in range(2)])
-    targets = regularized_targets(locations, empty, NUM_CLASSES, SIZES_OF_INTEREST)
+    targets = find_targets(locations, empty)
     losses = detection_losses(maps, targets, THIRDS, **OPTIONS)
     torch.stack(list(losses.values())).sum().backward()
     values = {name: float(loss.detach()) for name, loss in losses.items()}

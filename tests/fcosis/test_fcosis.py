@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from fcosis.attention import Groups, attention_maps, group_locations
 from fcosis.coloring import color_boxes
 from fcosis.fcosis import FCOSIS, FCOSISMaps
 from fcosis.head import DetectionMaps, GroupingHead
-from fcosis.objects import Objects
+from fcosis.objects import Objects, merge_detections
 from fcosis.segmentation import ContextHead, SegmentationHead, shrink
 from segzoo.modeling.fcos.locations import Locations, compute_locations, flatten_levels, map_sizes
 from tests.contract.toys import NUM_CLASSES, ellipse, losses_and_gradients, make_input, toy_config
@@ -64,7 +66,8 @@ def make_objects() -> Objects:
     count = len(boxes)
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2 + 1.5
     counts = [len(own) for own in BOXES]
-    return Objects(boxes, boxes, centers, torch.arange(count) % 3, torch.arange(count) % NUM_CLASSES, counts)
+    own = torch.arange(count)
+    return Objects(boxes, boxes, centers, own, own % 3, own % NUM_CLASSES, counts)
 
 
 def one_forward(model: FCOSIS, maps: FCOSISMaps, attention: Tensor, image: int) -> Tensor:
@@ -86,7 +89,7 @@ def attention_of(model: FCOSIS, maps: FCOSISMaps, locations: Locations, objects:
     # The objects keep their numbers; those that are not looked at go to a second group.
     groups = torch.ones(len(objects.levels), dtype=torch.int64)
     groups[members] = 0
-    placed = Groups(objects.boxes_px, objects.levels, objects.images, groups, 2)
+    placed = Groups(objects.boxes_px, objects.competitors, objects.levels, objects.images, groups, 2)
     height, width = maps.features[0].shape[2:]
     return attention_maps(coarse, owners, placed, locations, lam=model.lam, mu=model.mu, map_size=(height, width))[:1]
 
@@ -155,23 +158,29 @@ def ordinary_batch() -> list[dict]:
     return [make_input(SIZE, masks, 0), make_input(SIZE, masks[2:], 1)]
 
 
-@pytest.mark.parametrize("learns_mu", [True, False], ids=["mu learned", "mu = 0"])
-@pytest.mark.parametrize("attention", ["grouping", "box", "none"])
+@pytest.mark.parametrize(
+    ("attention", "learns_mu"),
+    [("grouping", True), ("grouping", False), ("box", True), ("none", True)],
+    ids=["grouping", "mu = 0", "box", "none"],
+)
 def test_no_parameter_is_unused(attention: str, learns_mu: bool) -> None:
     model = build_toy("MODEL.FCOSIS.ATTENTION", attention, "MODEL.FCOSIS.LEARN_MU", learns_mu)
     assert (model.lam is not None) == (attention != "none")
     assert (model.mu is not None) == (attention == "grouping" and learns_mu)
-    assert isinstance(model.head, GroupingHead) == (attention == "grouping")
+    # What attention by boxes does not use is learned all the same: attention alone differs.
+    assert isinstance(model.head, GroupingHead) == (attention != "none")
     names = {"loss_cls", "loss_box", "loss_centerness", "loss_mask"}
-    names |= {"loss_coarse", "loss_center"} if attention == "grouping" else set()
+    names |= {"loss_coarse", "loss_center"} if attention != "none" else set()
     # With objects, with none in one image, with none at all: every parameter has a gradient.
     for batch in (ordinary_batch(), hard_batch("one empty image", SIZE), hard_batch("none", SIZE)):
         losses = losses_and_gradients(model, batch)
         assert set(losses) == names
         has_objects = any(len(sample["instances"]) for sample in batch)
         assert (float(losses["loss_mask"]) > 0) == has_objects
-        if attention == "grouping":
+        if attention != "none":
             assert (float(losses["loss_center"]) > 0) == has_objects
+            # A mean within objects, and one outside; log 2 each at first.
+            assert float(losses["loss_coarse"]) == pytest.approx(math.log(2) * (1 + has_objects), rel=0.1)
         for weight in (model.lam, model.mu):
             assert weight is None or (weight.grad is not None and bool(weight.grad.any()) == has_objects)
 
@@ -235,3 +244,43 @@ def test_detections_have_the_masks_of_their_own_maps() -> None:
         assert np.array_equal(mask[is_clear & is_inside], (logit >= 0)[is_clear & is_inside])
         assert is_inside.sum() <= 1 or not mask[~is_inside].any()
     assert masks.any()
+
+
+def test_a_mask_without_a_pixel_has_no_loss() -> None:
+    """None comes through the mapper; who makes instances by hand gets finite losses, of the other objects alone."""
+    batch = ordinary_batch()
+    expected = losses_and_gradients(build_toy(), batch)
+    instances = batch[1]["instances"]
+    empty = make_input(SIZE, [ellipse(SIZE, (150, 90), (35, 30))], 1)["instances"]
+    empty.gt_masks.tensor[:] = False
+    batch[1]["instances"] = type(instances).cat([instances, empty])
+    losses = losses_and_gradients(build_toy(), batch)
+    assert all(np.isfinite(float(loss)) for loss in losses.values())
+    # The empty object's box still moves the attention of the others' group.
+    assert float(losses["loss_mask"]) == pytest.approx(float(expected["loss_mask"]), rel=0.2)
+
+
+@torch.no_grad()
+def test_a_duplicate_of_another_class_takes_no_pixels() -> None:
+    """What competes is the object: with a second detection on it, nearer to its pixels, the mask stays."""
+    model = wake(build_toy())
+    maps, locations = see(model)
+    assert isinstance(maps.detection, DetectionMaps)
+    # Each location is its object's and points two pixels beside its centre, where the duplicate's lies.
+    center = torch.tensor([100.0, 60.0])
+    for level, logits in enumerate(maps.detection.coarse_logits):
+        logits.fill_(8.0)
+        own = locations.levels == level
+        ways = (center + torch.tensor([2.0, 0.0]) - locations.points_px[own]) / locations.strides_px[own, None]
+        maps.detection.center_offsets[level].copy_(ways.T.view(1, 2, *logits.shape[2:]))
+    boxes = torch.tensor([[60.0, 20, 140, 100], [62.0, 20, 142, 100]])
+    centers = torch.stack((center, center + torch.tensor([2.0, 0.0])))
+    zeros = torch.zeros(2, dtype=torch.int64)
+
+    def own_share(competitors: Tensor) -> list[float]:
+        objects = Objects(boxes, boxes, centers, competitors, zeros, zeros, [2, 0, 0])
+        attention, groups, _ = model.attend(maps, locations, objects)
+        return [float((attention[0][group] > 0).sum() / (attention[0][group] != 0).sum()) for group in groups.tolist()]
+
+    assert own_share(torch.arange(2)) == [0.0, 1.0]
+    assert own_share(merge_detections(boxes, centers, [2])) == [1.0, 1.0]

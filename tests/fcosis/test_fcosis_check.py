@@ -20,33 +20,29 @@ from segzoo.errors import ConfigError
 # What each range refuses, and the ends that it allows.
 REFUSED: dict[str, list[Any]] = {
     "SEG_CHANNELS": [0, -1],
-    "COARSE_LOSS_WEIGHT": [-0.1],
-    "CENTER_LOSS_WEIGHT": [-0.1],
-    "MASK_LOSS_WEIGHT": [-0.1],
-    "MASK_THRESH": [0.0, 1.0, -1.0],
     "GROUP_BUDGET_MB": [0, -1],
 }
 ALLOWED: dict[str, list[Any]] = {
     "SEG_CHANNELS": [1, 256],
-    "COARSE_LOSS_WEIGHT": [0.0, 2],
-    "CENTER_LOSS_WEIGHT": [0.0, 2],
-    "MASK_LOSS_WEIGHT": [0.0, 2],
-    "MASK_THRESH": [0.01, 0.99],
     "GROUP_BUDGET_MB": [0.5, 4096],
 }
 NO_NUMBERS: list[Any] = [True, None, "1", [1], float("nan"), float("inf")]
-# Name -> channels and stride; "thick" and "odd" are no level of a pyramid.
-SHAPES = {f"p{i}": (8, 2**i) for i in range(1, 8)} | {"thick": (16, 8), "odd": (8, 12), "twice odd": (8, 24)}
+# Name -> channels and stride; "odd" is no level of a pyramid.
+SHAPES = {f"p{i}": (8, 2**i) for i in range(1, 8)} | {"odd": (8, 12), "twice odd": (8, 24)}
 
 
 class Levels(Backbone):
     """A backbone of nothing but its features."""
 
+    def __init__(self, shapes: dict[str, tuple[int, int]] = SHAPES) -> None:
+        super().__init__()
+        self.shapes = shapes
+
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         return {}
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        return {name: ShapeSpec(channels=channels, stride=stride) for name, (channels, stride) in SHAPES.items()}
+        return {name: ShapeSpec(channels=channels, stride=stride) for name, (channels, stride) in self.shapes.items()}
 
 
 def config(**changes: object) -> CfgNode:
@@ -93,13 +89,11 @@ def test_values_in_their_range_are_allowed(key: str, value: object) -> None:
             {"ATTENTION": "none", "SEG_CHANNELS": 48},
             r"MODEL\.FCOSIS\.SEG_CHANNELS is 48 with ATTENTION 'none'\n.*multiple of 32",
         ),
-        ({"SEG_FEATURES": []}, r"MODEL\.FCOSIS\.SEG_FEATURES is \[\]; the backbone Levels gives .*name some"),
-        ({"SEG_FEATURES": ["p2", "p9"]}, r"MODEL\.FCOSIS\.SEG_FEATURES is .*'p9'.*gives .*p2p7.*TIMM\.OUT_STRIDES"),
-        ({"SEG_FEATURES": [["p2"]]}, r"MODEL\.FCOSIS\.SEG_FEATURES is \[\['p2'\]\]; the backbone"),
-        ({"SEG_FEATURES": ["p3", "p4"]}, r"MODEL\.FCOSIS\.SEG_FEATURES is .*strides \[8, 16\]\n.*begin with stride 4"),
-        ({"SEG_FEATURES": ["p2", "p4"]}, r"MODEL\.FCOSIS\.SEG_FEATURES is .*strides \[4, 16\]\n.*twice the last"),
-        ({"SEG_FEATURES": ["p2", "p2"]}, r"MODEL\.FCOSIS\.SEG_FEATURES is .*strides \[4, 4\]\n.*twice the last"),
-        ({"SEG_FEATURES": ["p2", "thick"]}, r"MODEL\.FCOSIS\.SEG_FEATURES is .*with \[8, 16\] channels\n.*equal"),
+        (
+            {"ATTENTION": "box", "LEARN_MU": False},
+            r"MODEL\.FCOSIS\.LEARN_MU is False with ATTENTION 'box'\n.*by grouping",
+        ),
+        ({"ATTENTION": "none", "LEARN_MU": False}, r"MODEL\.FCOSIS\.LEARN_MU is False with ATTENTION 'none'\n"),
     ],
     ids=str,
 )
@@ -108,9 +102,27 @@ def test_impossible_segmentations_are_refused(changes: dict[str, Any], message: 
 
 
 @pytest.mark.parametrize("attention", CHOICES["ATTENTION"])
-@pytest.mark.parametrize("names", [["p2"], ["p2", "p3"], ["p2", "p3", "p4", "p5"]])
-def test_segmentations_of_a_pyramid_are_allowed(attention: str, names: list[str]) -> None:
-    check_fcosis(config(ATTENTION=attention, SEG_FEATURES=names, LEARN_MU=False), Levels())
+def test_segmentations_of_a_pyramid_are_allowed(attention: str) -> None:
+    check_fcosis(config(ATTENTION=attention), Levels())
+    check_fcosis(config(ATTENTION="grouping", LEARN_MU=False), Levels())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"p2": None}, r"gives .*build_resnet_fpn_p2p7_backbone.*TIMM\.OUT_STRIDES"),
+        ({"p3": (8, 12)}, r"strides \[4, 12, 16\].*twice the last"),
+        ({"p2": (8, 8), "p3": (8, 16), "p4": (8, 32)}, r"strides \[8, 16, 32\].*from 4 on"),
+        ({"p4": (16, 16)}, r"\[8, 8, 16\] channels.*equal channels"),
+    ],
+    ids=["no p2", "not twice", "not from 4 on", "channels"],
+)
+def test_backbones_that_cannot_be_segmented_on_are_refused(
+    changes: dict[str, tuple[int, int] | None], message: str
+) -> None:
+    shapes = {name: shape for name, shape in (SHAPES | changes).items() if shape is not None}
+    with pytest.raises(ConfigError, match=rf"(?s)^FCOSIS segments on \['p2', 'p3', 'p4'\].*{message}"):
+        check_fcosis(config(), Levels(shapes))
 
 
 @pytest.mark.parametrize(

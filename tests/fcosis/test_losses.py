@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fcosis.losses import center_loss, coarse_loss, mask_loss
-from fcosis.targets import RegularizedTargets
+from fcosis.losses import center_loss, coarse_losses, mask_loss
+from fcosis.targets import InnerTargets
 
 MAP_SIZE = (12, 16)
 
@@ -21,29 +21,27 @@ def entropy(logit: Tensor, target: float) -> Tensor:
     return -(target * torch.log(p) + (1 - target) * torch.log(1 - p))
 
 
-def made_targets(count: int, positives: list[int], shares: list[float], ignored: list[int]) -> RegularizedTargets:
+def made_targets(count: int, places: list[int], shares: list[float], ignored: list[int]) -> InnerTargets:
     """Targets as far as the coarse segmentation looks at them."""
-    is_ignored = torch.zeros(count, dtype=torch.bool)
-    is_ignored[ignored] = True
-    index = torch.tensor(positives, dtype=torch.int64)
-    none = torch.zeros(len(positives), 4)
-    return RegularizedTargets(none, index, index, none, torch.tensor(shares), is_ignored)
+    is_outside = torch.ones(count, dtype=torch.bool)
+    is_outside[ignored + places] = False
+    index = torch.tensor(places, dtype=torch.int64)
+    return InnerTargets(index, index, torch.tensor(shares), is_outside)
 
 
-def test_coarse_loss_and_its_gradient_equal_the_slow_oracle() -> None:
+def test_coarse_losses_and_their_gradients_equal_the_slow_oracle() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = (torch.randn(40, generator=generator) * 4).requires_grad_()
-    positives, shares, ignored = [3, 7, 8, 31], [0.0, 1.0, 0.4375, 0.9], [0, 4, 9, 39]
-    loss = coarse_loss(logits, made_targets(40, positives, shares, ignored))
+    places, shares, ignored = [3, 7, 8, 31], [0.0, 1.0, 0.4375, 0.9], [0, 4, 9, 39]
+    losses = coarse_losses(logits, made_targets(40, places, shares, ignored))
     slow_logits = logits.detach().double().requires_grad_()
-    total = torch.zeros((), dtype=torch.float64)
-    for place in range(40):
-        if place not in ignored:
-            share = shares[positives.index(place)] if place in positives else 0.0
-            total = total + entropy(slow_logits[place], share)
-    assert float(loss.detach()) == pytest.approx(float(total.detach()), rel=1e-5)
-    loss.backward()
-    total.backward()
+    within = torch.stack([entropy(slow_logits[place], share) for place, share in zip(places, shares, strict=True)])
+    others = [place for place in range(40) if place not in ignored + places]
+    outside = torch.stack([entropy(slow_logits[place], 0.0) for place in others])
+    expected = (within.sum(), outside.sum())
+    assert [float(loss.detach()) for loss in losses] == pytest.approx([float(e.detach()) for e in expected], rel=1e-5)
+    (losses[0] + 2 * losses[1]).backward()
+    (expected[0] + 2 * expected[1]).backward()
     assert logits.grad is not None
     assert slow_logits.grad is not None
     torch.testing.assert_close(logits.grad, slow_logits.grad.float())
@@ -125,8 +123,8 @@ def test_losses_of_no_object_are_zero_and_connected(num_maps: int) -> None:
     pred = torch.randn(9, 2, requires_grad=True)
     coarse = torch.randn(9, requires_grad=True)
     targets = made_targets(9, [], [], list(range(9)))
-    found = [losses.sum(), center_loss(pred[none], torch.zeros(0, 2)), coarse_loss(coarse, targets)]
-    assert [float(loss.detach()) for loss in found] == [0.0, 0.0, 0.0]
+    found = [losses.sum(), center_loss(pred[none], torch.zeros(0, 2)), *coarse_losses(coarse, targets)]
+    assert [float(loss.detach()) for loss in found] == [0.0] * 4
     torch.stack(found).sum().backward()
     for leaf in (logits, pred, coarse):
         assert leaf.grad is not None
@@ -144,7 +142,7 @@ def test_losses_of_extreme_values_are_finite_and_fp32_under_autocast(dtype: torc
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = [
             mask_loss(logits, channels, boxes, masks),
-            coarse_loss(coarse, made_targets(20, [1, 2], [0.5, 1.0], [3])),
+            *coarse_losses(coarse, made_targets(20, [1, 2], [0.5, 1.0], [3])),
             center_loss(pred, torch.zeros(4, 2)),
         ]
     for loss in losses:
@@ -171,7 +169,7 @@ def test_dense_losses_of_half_precision_are_fp32_without_autocast(dtype: torch.d
     pred, offsets = torch.randn(30, 2).to(dtype), torch.randn(30, 2)
     targets = made_targets(40, [3, 7, 31], [0.1, 1.0, 0.4375], [0, 4])
     for found, expected in (
-        (coarse_loss(coarse, targets), coarse_loss(coarse.float(), targets)),
+        *zip(coarse_losses(coarse, targets), coarse_losses(coarse.float(), targets), strict=True),
         (center_loss(pred, offsets), center_loss(pred.float(), offsets)),
     ):
         assert found.dtype == torch.float32

@@ -12,6 +12,7 @@ from torch import Tensor
 from fcosis.box_masks import training_proposals
 from fcosis.detector import detection_losses
 from fcosis.mask_fcos import MaskFCOS
+from fcosis.regularization import location_shares
 from fcosis.targets import regularized_targets
 from segzoo.errors import ConfigError
 from segzoo.geometry.rle import RLEMasks
@@ -71,7 +72,8 @@ def test_losses_are_those_of_the_detector_and_of_masks_in_its_boxes(monkeypatch:
         images = model.preprocessor(batch, model.device)
         maps = model.dense_outputs(images.tensor)
         locations = compute_locations(map_sizes(maps.detection.cls_logits), model.strides, model.device)
-        targets = regularized_targets(locations, instances, model.num_classes, model.sizes_of_interest)
+        shares = location_shares([own.gt_masks.tensor for own in instances], locations)
+        targets = regularized_targets(locations, instances, shares, model.num_classes, model.sizes_of_interest)
         expected = detection_losses(
             *(maps.detection, targets, THIRDS), focal_alpha=0.25, focal_gamma=2.0, normalizer_mode="local"
         )

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from fcosis.objects import Objects, detected_objects, training_objects
+from fcosis.detector import positive_weights
+from fcosis.objects import Objects, detected_objects, merge_detections, training_objects
+from fcosis.regularization import location_shares
 from fcosis.targets import object_levels, regularized_targets
 from segzoo.geometry.soft_masks import soft_masks
 from segzoo.modeling.fcos.decode import Detections
 from tests.contract.toys import NUM_CLASSES, ellipse, make_input
-from tests.fcosis.batches import KINDS, hard_batch
+from tests.fcosis.batches import KINDS, THIRDS, hard_batch
 from tests.fcosis.pyramids import pyramid
 
 SIZE = (128, 192)
@@ -35,10 +38,15 @@ def filled_boxes() -> list[dict]:
 def find_objects(batch: list[dict]) -> tuple[Objects, Tensor]:
     instances, locations = [sample["instances"] for sample in batch], pyramid(SIZE)
     masks = soft_masks([own.gt_masks.tensor for own in instances], MAP_SIZE)
-    targets = regularized_targets(locations, instances, NUM_CLASSES, SIZES_OF_INTEREST)
-    objects = training_objects(instances, masks, targets, locations, SIZES_OF_INTEREST)
+    shares = location_shares([own.gt_masks.tensor for own in instances], locations)
+    targets = regularized_targets(locations, instances, shares, NUM_CLASSES, SIZES_OF_INTEREST)
+    weights = positive_weights(targets, THIRDS)
+    objects = training_objects(instances, masks, targets, weights, locations, SIZES_OF_INTEREST)
     boxes = torch.cat([own.gt_boxes.tensor for own in instances])
-    assert torch.equal(objects.levels, object_levels(targets, locations, boxes, SIZES_OF_INTEREST))
+    assert torch.equal(objects.levels, object_levels(targets, weights, locations, boxes, SIZES_OF_INTEREST))
+    # Each competes by its own centre.
+    assert objects.competitors.tolist() == list(range(len(boxes)))
+    assert torch.equal(objects.competing_centers, objects.centers_px)
     return objects, masks
 
 
@@ -129,3 +137,70 @@ def test_without_offsets_centers_are_the_locations() -> None:
     locations = pyramid(SIZE)
     objects = detected_objects(make_detections([[5, 400], [3]]), [], locations)
     assert torch.equal(objects.centers_px, locations.points_px[[5, 400, 3]])
+
+
+def merge_slowly(boxes: list[list[float]], centers: list[list[float]]) -> list[int]:
+    """Oracle for one image: each goes to the first that is like it, from there on to the first like that one."""
+
+    def is_same(a: int, b: int) -> bool:
+        (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = boxes[a], boxes[b]
+        both = max(min(ax1, bx1) - max(ax0, bx0), 0) * max(min(ay1, by1) - max(ay0, by0), 0)
+        areas = [max(ax1 - ax0, 0) * max(ay1 - ay0, 0), max(bx1 - bx0, 0) * max(by1 - by0, 0)]
+        if both < 0.5 * (sum(areas) - both) or min(areas) == 0:
+            return False
+        return math.dist(centers[a], centers[b]) <= 0.1 * math.sqrt(min(areas))
+
+    best = []
+    for own in range(len(boxes)):
+        # Better ones are decided already.
+        alike = [other for other in range(own) if is_same(own, other)]
+        best.append(best[alike[0]] if alike else own)
+    return best
+
+
+def near_detections(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Boxes and centres around a handful of objects, many of them nearly alike; some boxes without an area."""
+    rng = np.random.default_rng(seed)
+    corners, sides = rng.uniform(0, 60, (6, 2)), rng.uniform(20, 60, (6, 2))
+    owners = rng.integers(0, 6, count)
+    corners, sides = corners[owners] + rng.normal(0, 3, (count, 2)), sides[owners] * rng.uniform(0.8, 1.2, (count, 2))
+    boxes = np.concatenate((corners, corners + sides), axis=1)
+    boxes[::7, 2] = boxes[::7, 0]
+    return torch.from_numpy(boxes).float(), torch.from_numpy(corners + sides / 2 + rng.normal(0, 2, (count, 2))).float()
+
+
+@pytest.mark.parametrize("counts", [[100], [30, 0, 1, 25], [0, 0], [1]], ids=str)
+def test_merged_detections_equal_the_slow_oracle(counts: list[int]) -> None:
+    boxes, centers = near_detections(sum(counts), 5)
+    expected, start = [], 0
+    for count in counts:
+        own = slice(start, start + count)
+        expected += [index + start for index in merge_slowly(boxes[own].tolist(), centers[own].tolist())]
+        start += count
+    found = merge_detections(boxes, centers, counts)
+    assert found.dtype == torch.int64
+    assert found.tolist() == expected
+    if sum(counts) > 50:
+        assert 3 < len(set(expected)) < 0.9 * sum(counts)
+
+
+def test_a_chain_of_detections_is_one_object() -> None:
+    """Each is like the next one alone; who is better than its neighbours is an object of its own."""
+    shift = torch.arange(40)[:, None] * 4.0
+    boxes = torch.cat((shift, shift * 0, shift + 60, shift * 0 + 60), dim=1)
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    assert merge_detections(boxes, centers, [40]).tolist() == [0] * 40
+    ends_first = [0, 2, 1]
+    assert merge_detections(boxes[ends_first], centers[ends_first], [3]).tolist() == [0, 1, 0]
+
+
+def test_detections_of_one_object_share_its_locations() -> None:
+    """A second class on the same object does not take its pixels, whichever of them lies nearer."""
+    locations = pyramid(SIZE)
+    middle = int(((locations.points_px - torch.tensor([100.0, 60.0])).square().sum(dim=1) + locations.levels).argmin())
+    boxes = torch.tensor([[60.0, 20, 140, 100], [62.0, 22, 142, 98], [10.0, 10, 60, 60]])
+    found = Detections(boxes, torch.tensor([0.9, 0.4, 0.3]), torch.tensor([0, 1, 0]), torch.tensor([middle, middle, 0]))
+    objects = detected_objects([found], [], locations)
+    assert objects.competitors.tolist() == [0, 0, 2]
+    assert objects.competing_centers[1].isinf().all()
+    assert torch.equal(objects.competing_centers[[0, 2]], objects.centers_px[[0, 2]])
