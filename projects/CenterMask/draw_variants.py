@@ -21,7 +21,6 @@ import cv2
 import numpy as np
 import torch
 from detectron2.structures import Instances
-from pycocotools import mask as mask_api
 from torch import Tensor
 from torchvision.ops import box_iou
 
@@ -31,13 +30,12 @@ from centermask.maps import saliency_channels_of
 from centermask.pictures import enlarge_saliency, product_canvas, shape_canvas
 from projects import get_cfg
 from segzoo.config import merge_config
-from segzoo.data.scenes import CLASS_NAMES, make_scene
+from segzoo.data.scenes import CLASS_NAMES
+from segzoo.data.scenes.samples import scene_sample
 from segzoo.engine.evaluate import trained_weights
 from segzoo.engine.predictor import Predictor
 from segzoo.errors import ConfigError, SegZooError
 from segzoo.geometry.box_cells import box_pixels
-from segzoo.geometry.masks import mask_boxes
-from segzoo.geometry.polygons import segmentation_to_rle
 from segzoo.visualization import draw_boxes, draw_heat, draw_mask, draw_text, instance_color, save_image, side_by_side
 
 # Of no split of scenes-v1: two leaves, one across the other, with a crescent and a star on them, and a star apart.
@@ -81,12 +79,8 @@ class Scene(NamedTuple):
 
 def read_scene(seed: int = SEED, index: int = INDEX) -> Scene:
     """A generated scene with its ground truth."""
-    image, annotations = make_scene(seed, index)
-    height, width = image.shape[:2]
-    rles = [segmentation_to_rle(one["segmentation"], height, width) for one in annotations]
-    masks = np.stack([mask_api.decode(rle).astype(bool) for rle in rles])
-    classes = torch.tensor([one["category_id"] - 1 for one in annotations])
-    return Scene(image, masks, mask_boxes(torch.from_numpy(masks)), classes)
+    image, instances = scene_sample(seed, index)
+    return Scene(image, instances.gt_masks.tensor.numpy(), instances.gt_boxes.tensor, instances.gt_classes)
 
 
 def load_variant(runs: str, name: str) -> CenterMask:

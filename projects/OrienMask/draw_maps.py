@@ -12,17 +12,13 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from detectron2.structures import BitMasks, Boxes, Instances
-from pycocotools import mask as mask_api
 
 from orienmask.config import YOLOV4_ANCHORS
 from orienmask.decode import MAP_STRIDE
 from orienmask.painting import Areas
 from orienmask.pictures import OrientationView, TargetView, target_pictures, target_views
 from orienmask.targets import TargetRule
-from segzoo.data.scenes import make_scene
-from segzoo.geometry.masks import mask_boxes
+from segzoo.data.scenes.samples import scene_sample
 from segzoo.visualization import save_image, side_by_side
 
 # (index of the scene, anchor): a crescent whose box's centre lies at its border, and a star in two parts.
@@ -35,33 +31,12 @@ RULE = TargetRule(ANCHORS_PX, (8, 16, 32))
 TAU = 0.6
 
 
-def scene_sample(seed: int, index: int) -> tuple[np.ndarray, Instances]:
-    """A generated scene, (H, W, 3) uint8 BGR, and its objects as a training sample has them."""
-    image, annotations = make_scene(seed, index, SIZE_PX)
-    height, width = image.shape[:2]
-    masks = [decode_segmentation(one["segmentation"], height, width) for one in annotations]
-    instances = Instances((height, width))
-    stack = torch.from_numpy(np.stack(masks))
-    instances.gt_boxes = Boxes(mask_boxes(stack))
-    instances.gt_classes = torch.tensor([one["category_id"] - 1 for one in annotations])
-    instances.gt_masks = BitMasks(stack)
-    return image, instances
-
-
-def decode_segmentation(segmentation: list | dict, height: int, width: int) -> np.ndarray:
-    """(H, W) bool of a polygon or an RLE."""
-    rle = segmentation
-    if isinstance(segmentation, list):
-        rle = mask_api.merge(mask_api.frPyObjects(segmentation, height, width))
-    return mask_api.decode(rle).astype(bool)
-
-
 def draw_sheet(shown: Sequence[tuple[int, int]] = SHOWN, seed: int = SEED) -> np.ndarray:
     """Two rows of three panels for each pair of scene and anchor: image, targets, and the mask made of them."""
     panels: list[np.ndarray] = []
     titles: list[str] = []
     for index, anchor in shown:
-        image, instances = scene_sample(seed, index)
+        image, instances = scene_sample(seed, index, SIZE_PX)
         target = next(one for one in target_views(instances, RULE) if one.view.anchor == anchor)
         image, target = crop_target(image, target)
         pictures = {"image": image, **target_pictures(image, target, TAU)}

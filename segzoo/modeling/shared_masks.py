@@ -12,6 +12,9 @@ import torch
 from detectron2.layers import ROIAlign
 from torch import Tensor
 
+# Pixels of masks that are float32 at once: 256 MB.
+MAX_PIXELS = 64_000_000
+
 
 class SharedMasks:
     """Masks chosen from a stack that is not copied: Detectron2's BitMasks as far as the mask head's training needs it.
@@ -38,11 +41,32 @@ class SharedMasks:
         """As Tensor.to."""
         return SharedMasks(self.stack.to(*args, **kwargs), self.index.to(*args, **kwargs))
 
-    def crop_and_resize(self, boxes: Tensor, mask_size: int) -> Tensor:
-        """The part of each mask in its box (B, 4) xyxy px as (B, mask_size, mask_size) bool, as BitMasks gives it."""
+    def crop_and_resize(self, boxes: Tensor, mask_size: int, max_pixels: int = MAX_PIXELS) -> Tensor:
+        """The part of each mask in its box as BitMasks gives it.
+
+        Args:
+            boxes: (B, 4) xyxy px.
+            mask_size: side of the result.
+            max_pixels: of masks held at once as float32; one mask is always allowed. The result does not depend on it.
+
+        Returns:
+            (B, mask_size, mask_size) bool.
+        """
         if len(self) == 0:
             return self.stack.new_zeros(0, mask_size, mask_size)
         boxes = boxes.to(self.stack.device, torch.float32)
-        regions = torch.cat([self.index[:, None].float(), boxes], dim=1)
         align = ROIAlign((mask_size, mask_size), 1.0, 0, aligned=True)
-        return align(self.stack[:, None].float(), regions)[:, 0] >= 0.5
+        step = max(1, max_pixels // max(self.stack[0].numel(), 1))
+        if len(self.stack) <= step:
+            return _crop(align, self.stack, self.index, boxes)
+        crops = self.stack.new_zeros(len(self), mask_size, mask_size)
+        for start in range(0, len(self.stack), step):
+            own = ((self.index >= start) & (self.index < start + step)).nonzero()[:, 0]
+            crops[own] = _crop(align, self.stack[start : start + step], self.index[own] - start, boxes[own])
+        return crops
+
+
+def _crop(align: ROIAlign, stack: Tensor, index: Tensor, boxes: Tensor) -> Tensor:
+    """(B, S, S) bool of masks (B,) of the stack in boxes (B, 4)."""
+    regions = torch.cat([index[:, None].float(), boxes], dim=1)
+    return align(stack[:, None].float(), regions)[:, 0] >= 0.5

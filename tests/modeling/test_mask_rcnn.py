@@ -14,6 +14,7 @@ from detectron2.utils.events import EventStorage
 
 import segzoo.geometry.paste as paste_module
 from segzoo.config import get_segzoo_cfg, merge_config
+from segzoo.evaluation.timing import peak_memory_mb
 from segzoo.geometry.masks import mask_boxes
 from segzoo.geometry.rle import ENCODING_BYTES_PER_PIXEL, RLEMasks
 from segzoo.modeling.mask_rcnn import MaskRCNN
@@ -190,11 +191,20 @@ def test_shared_masks_crops_equal_bit_masks() -> None:
     boxes = torch.rand(5, 4) * 30
     boxes[:, 2:] += boxes[:, :2] + 2
     chosen = SharedMasks(stack)[index]
-    assert torch.equal(chosen.crop_and_resize(boxes, 28), BitMasks(stack[index]).crop_and_resize(boxes, 28))
+    expected = BitMasks(stack[index]).crop_and_resize(boxes, 28)
+    for max_pixels in (10**8, 2 * SIZE[0] * SIZE[1], 1):
+        assert torch.equal(chosen.crop_and_resize(boxes, 28, max_pixels), expected)
     keep = torch.tensor([False, True, False, True, True])
     expected = BitMasks(stack[index[keep]]).crop_and_resize(boxes[keep], 14)
     assert torch.equal(chosen[keep].to("cpu").crop_and_resize(boxes[keep], 14), expected)
     assert chosen[:0].crop_and_resize(boxes[:0], 14).shape == (0, 14, 14)
+
+
+def test_shared_masks_of_300_objects_are_never_all_floats() -> None:
+    stack = torch.rand(300, 200, 300) > 0.5
+    boxes = torch.tensor([[10.0, 20, 200, 180]]).expand(300, 4)
+    peak = peak_memory_mb(lambda: SharedMasks(stack).crop_and_resize(boxes, 28, max_pixels=2_000_000))
+    assert peak < stack.numel() * 4 / 2**20 / 3
 
 
 def test_small_recipe_fits_small_images(repository: Path) -> None:

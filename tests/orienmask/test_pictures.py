@@ -23,8 +23,9 @@ from orienmask.pictures import (
 )
 from orienmask.targets import TargetRule, assign_anchors
 from projects.OrienMask.draw_maps import RULE as SHEET_RULE
-from projects.OrienMask.draw_maps import crop_target, draw_sheet, main, scene_sample
+from projects.OrienMask.draw_maps import crop_target, draw_sheet, main
 from segzoo.data.image_io import read_image
+from segzoo.data.scenes.samples import scene_sample
 from segzoo.engine.predictor import Predictor
 from segzoo.errors import ConfigError
 from segzoo.visualization import vector_colors
@@ -241,7 +242,7 @@ def test_map_pictures_of_a_method_without_them_are_refused() -> None:
 
 
 def test_crop_target_keeps_the_vectors_and_what_they_point_at() -> None:
-    image, instances = scene_sample(7, 8)
+    image, instances = scene_sample(7, 8, 256)
     target = target_views(instances, SHEET_RULE)[-1]
     cut_image, cut = crop_target(image, target)
     assert cut_image.shape[:2] == cut.is_positive.shape
