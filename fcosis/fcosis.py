@@ -31,7 +31,7 @@ from fcosis.losses import center_loss, coarse_losses, mask_loss
 from fcosis.masks import cut_masks
 from fcosis.objects import Objects, detected_objects, training_objects
 from fcosis.pictures import map_pictures
-from fcosis.regularization import location_shares
+from fcosis.regularization import average_shares
 from fcosis.segmentation import SEG_FEATURES, ContextHead, SegmentationHead, shrink
 from fcosis.targets import InnerTargets, center_targets, inner_targets, regularized_targets
 from segzoo.geometry.rle import RLEMasks
@@ -176,11 +176,10 @@ class FCOSIS(nn.Module):
 
     def losses(self, maps: FCOSISMaps, locations: Locations, gt_instances: list[Instances]) -> dict[str, Tensor]:
         """FCOS's three losses, that of the masks, and with attention those of coarse segmentation and centres."""
-        full_masks = [x.gt_masks.tensor for x in gt_instances]
-        shares = location_shares(full_masks, locations)
+        masks = soft_masks([x.gt_masks.tensor for x in gt_instances], self._mask_map_size(maps))
+        shares = average_shares(masks, [len(x) for x in gt_instances], locations)
         targets = regularized_targets(locations, gt_instances, shares, self.num_classes, self.sizes_of_interest)
         weights = positive_weights(targets, self.regularization)
-        masks = soft_masks(full_masks, self._mask_map_size(maps))
         objects = training_objects(gt_instances, masks, targets, weights, locations, self.sizes_of_interest)
         losses = detection_losses(
             FCOSMaps(maps.detection.cls_logits, maps.detection.box_logits, maps.detection.centerness_logits),

@@ -28,19 +28,37 @@ def location_shares(masks: Sequence[Tensor], locations: Locations) -> list[Tenso
     Returns:
         (m, R) float32 of each image.
     """
+    size = _stride_4_size(locations)
+    return average_shares(soft_masks(masks, size), [len(stack) for stack in masks], locations)
+
+
+def average_shares(masks: Tensor, counts: Sequence[int], locations: Locations) -> list[Tensor]:
+    """`location_shares` of soft masks that exist already.
+
+    Args:
+        masks: (M, H, W) at stride 4 of all images. What lies beyond them counts as background.
+        counts: of each of the N images.
+        locations: R cells.
+    """
     sizes = locations.map_sizes
-    finest = sizes[0]
-    # Levels of a pyramid double; their first cell tells the stride of the finest one.
-    enlargement = int(locations.strides_px[0]) // MASK_STRIDE
-    shares = soft_masks(masks, (finest[0] * enlargement, finest[1] * enlargement))
-    shares = functional.avg_pool2d(shares[:, None], enlargement)
+    height, width = _stride_4_size(locations)
+    shares = functional.pad(masks[:, None], (0, width - masks.shape[2], 0, height - masks.shape[1]))
+    shares = functional.avg_pool2d(shares, height // sizes[0][0])
     per_level = [shares.flatten(1)]
     for height, width in sizes[1:]:
         # A level's size is rounded up where the finer one's is odd.
         missing = (2 * width - shares.shape[3], 2 * height - shares.shape[2])
         shares = functional.avg_pool2d(functional.pad(shares, (0, missing[0], 0, missing[1])), 2)
         per_level.append(shares.flatten(1))
-    return list(torch.cat(per_level, dim=1).split([len(stack) for stack in masks]))
+    return list(torch.cat(per_level, dim=1).split(list(counts)))
+
+
+def _stride_4_size(locations: Locations) -> tuple[int, int]:
+    """Size of a stride-4 map over the cells of the finest level."""
+    # Levels of a pyramid double; their first cell tells the stride of the finest one.
+    enlargement = int(locations.strides_px[0]) // MASK_STRIDE
+    height, width = locations.map_sizes[0]
+    return height * enlargement, width * enlargement
 
 
 @torch.no_grad()

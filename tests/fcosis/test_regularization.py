@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fcosis.regularization import assign_by_shares, location_shares, regularized_weights
+from fcosis.regularization import assign_by_shares, average_shares, location_shares, regularized_weights
+from segzoo.geometry.soft_masks import soft_masks
 from segzoo.modeling.fcos.assign import assign_locations, box_distances
 from segzoo.modeling.fcos.locations import Locations
 from segzoo.modeling.fcos.losses import box_centerness
@@ -50,6 +51,15 @@ def test_location_shares_are_means_over_the_cells(size: tuple[int, int], strides
             expected = [share_slowly(mask, strides[level], row, column) for level, row, column in cells(locations)]
             # Counts divided by powers of two: no rounding.
             assert found.tolist() == expected
+
+
+@pytest.mark.parametrize("map_size", [(25, 44), (32, 64), (40, 48)], ids=["smaller", "equal", "other"])
+def test_shares_of_existing_soft_masks_are_the_same(map_size: tuple[int, int]) -> None:
+    """The stride-4 map of a pyramid may be smaller than two cells of it a location, or larger."""
+    locations, batch = pyramid((128, 256)), [random_masks((100, 173), 3, 0), random_masks((90, 170), 2, 1)]
+    found = average_shares(soft_masks(batch, map_size), [3, 2], locations)
+    for own, expected in zip(found, location_shares(batch, locations), strict=True):
+        assert torch.equal(own, expected)
 
 
 def test_location_shares_of_a_batch_without_objects() -> None:
