@@ -24,13 +24,11 @@ from segzoo.modeling.fcos.locations import Locations
 class Groups(NamedTuple):
     """Objects and their colour groups.
 
-    boxes_px: (M, 4) xyxy. competitors: (M,) int64 the object whose locations are an object's, mostly itself. levels,
-    images: (M,) int64 where an object's coarse segmentation is. groups: (M,) int64 its
+    boxes_px: (M, 4) xyxy. levels, images: (M,) int64 where an object's coarse segmentation is. groups: (M,) int64 its
     colour group among all G; boxes of a group do not overlap. num_groups: G.
     """
 
     boxes_px: Tensor
-    competitors: Tensor
     levels: Tensor
     images: Tensor
     groups: Tensor
@@ -39,42 +37,56 @@ class Groups(NamedTuple):
 
 @torch.no_grad()
 def group_locations(
-    end_points_px: Tensor, centers_px: Tensor, counts: Sequence[int], *, max_pairs: int = MAX_PAIRS
+    end_points_px: Tensor,
+    centers_px: Tensor,
+    stand_ins: Tensor,
+    num_rivals: Tensor,
+    counts: Sequence[int],
+    *,
+    max_pairs: int = MAX_PAIRS,
 ) -> Tensor:
-    """The object that each location belongs to: the one whose centre is nearest to where the location points.
+    """Which locations belong to an object: those that point nearer to its centre than to any rival's.
 
-    All objects of an image compete, whatever their colour: who loses to a neighbour of another colour is pushed back as
-    much as who loses to one of its own.
+    Rivals are of any colour: who loses to a neighbour of another colour is pushed back as much as who loses to one of
+    its own.
 
     Args:
         end_points_px: (N, R, 2) location + way to its centre of mass.
-        centers_px: (M, 2); infinitely far ones get nothing.
+        centers_px: (M, 2).
+        stand_ins: (M,) int64 the object among all M whose centre an object competes by, mostly itself. Who has another
+            one is nobody's rival.
+        num_rivals: (M,) int64 >= 1: an object competes with so many of the first objects of its image.
         counts: objects of each of the N images.
         max_pairs: pairs of location and object held at once; the result does not depend on it.
 
     Returns:
-        (N, R) int64 index among all M, of equally near ones the first; -1 in an image without objects.
+        (M, R) bool. A location that is equally near to two objects belongs to both.
     """
-    owners = torch.full(end_points_px.shape[:2], -1, dtype=torch.int64, device=end_points_px.device)
-    step, start = max(1, max_pairs // max(end_points_px.shape[1], 1)), 0
+    num_locations = end_points_px.shape[1]
+    is_own = torch.zeros(len(centers_px), num_locations, dtype=torch.bool, device=end_points_px.device)
+    numbers = torch.arange(len(centers_px), device=centers_px.device)
+    rival_centers = torch.where((stand_ins == numbers)[:, None], centers_px, float("inf")).float()
+    start = 0
     for image, count in enumerate(counts):
-        points = end_points_px[image].float()
-        best = torch.full_like(points[:, 0], float("inf"))
-        for first in range(start, start + count, step):
-            centers = centers_px[first : min(first + step, start + count)].float()
-            distances = (points[:, None] - centers[None]).square().sum(dim=2)
-            nearest = distances.amin(dim=1)
-            # argmin of torch is not bound to give the first of equal values; a comparison is.
-            index = (distances == nearest[:, None]).to(torch.uint8).argmax(dim=1)
-            owners[image] = torch.where(nearest < best, index + first, owners[image])
-            best = torch.minimum(best, nearest)
+        own = slice(start, start + count)
+        step = max(1, max_pairs // max(count, 1))
+        for first in range(0, num_locations if count else 0, step):
+            part = slice(first, first + step)
+            points = end_points_px[image, part].float()[None]
+            distances = _squared_distances(centers_px[stand_ins[own]].float()[:, None], points)
+            nearest = _squared_distances(rival_centers[own][:, None], points).cummin(dim=0).values
+            is_own[own, part] = distances <= nearest[num_rivals[own] - 1]
         start += count
-    return owners
+    return is_own
+
+
+def _squared_distances(centers: Tensor, points: Tensor) -> Tensor:
+    return (points - centers).square().sum(dim=2)
 
 
 def attention_maps(
     coarse: Tensor | None,
-    owners: Tensor | None,
+    is_own: Tensor | None,
     objects: Groups,
     locations: Locations,
     *,
@@ -90,7 +102,7 @@ def attention_maps(
 
     Args:
         coarse: (N, R) probabilities, or None.
-        owners: (N, R), see `group_locations`; None with `coarse`.
+        is_own: (M, R), see `group_locations`; None with `coarse`.
         objects: M objects.
         locations: R cells.
         lam, mu: scalars.
@@ -108,7 +120,7 @@ def attention_maps(
     # Keeps lambda and mu in the graph of a batch without objects.
     attention = ((lam + mu) * 0).float().expand(objects.num_groups * height * width)
     for block in blocks:
-        arguments = (coarse, owners, objects, locations, lam, mu, boxes, block, map_size)
+        arguments = (coarse, is_own, objects, locations, lam, mu, boxes, block, map_size)
         # What a checkpoint is given is kept until the gradient: boxes, not the cells in them.
         place, values = (
             checkpoint(_block_attention, *arguments, use_reentrant=False)
@@ -121,7 +133,7 @@ def attention_maps(
 
 def _block_attention(
     coarse: Tensor | None,
-    owners: Tensor | None,
+    is_own: Tensor | None,
     objects: Groups,
     locations: Locations,
     lam: Tensor,
@@ -134,14 +146,14 @@ def _block_attention(
     object_index, y, x = box_pixels(boxes[block], map_size)
     object_index = object_index + block.start
     place = (objects.groups[object_index] * map_size[0] + y) * map_size[1] + x
-    if coarse is None or owners is None:
+    if coarse is None or is_own is None:
         return place, lam.float().expand(len(place))
-    membership = _sample_membership(coarse.float(), owners, objects, locations, object_index, y, x)
+    membership = _sample_membership(coarse.float(), is_own, objects, locations, object_index, y, x)
     return place, (lam * membership - mu * (1 - membership)).float()
 
 
 def _sample_membership(
-    coarse: Tensor, owners: Tensor, objects: Groups, locations: Locations, object_index: Tensor, y: Tensor, x: Tensor
+    coarse: Tensor, is_own: Tensor, objects: Groups, locations: Locations, object_index: Tensor, y: Tensor, x: Tensor
 ) -> Tensor:
     """(Q,) m of objects at the centres of stride-4 cells."""
     sizes = torch.tensor(locations.map_sizes, device=coarse.device)
@@ -151,15 +163,15 @@ def _sample_membership(
     height, width = sizes[level].unbind(dim=1)
     # Levels without a cell have no object; clamped, because their first cell is beyond the end.
     step = MASK_STRIDE / locations.strides_px[first.clamp(max=len(locations.strides_px) - 1)][level]
-    base = objects.images[object_index] * coarse.shape[1] + first[level]
+    start = first[level]
     top, bottom, share_y = neighbors((y + 0.5) * step, height)
     left, right, share_x = neighbors((x + 0.5) * step, width)
-    flat_coarse, flat_owners = coarse.flatten(), owners.flatten()
-    competitor = objects.competitors[object_index]
+    flat_coarse, coarse_row = coarse.flatten(), objects.images[object_index] * coarse.shape[1]
+    flat_own, own_row = is_own.flatten(), object_index * coarse.shape[1]
 
     def values(row: Tensor, column: Tensor) -> Tensor:
-        place = base + row * width + column
-        return flat_coarse[place] * (flat_owners[place] == competitor)
+        place = start + row * width + column
+        return flat_coarse[coarse_row + place] * flat_own[own_row + place]
 
     upper = torch.lerp(values(top, left), values(top, right), share_x)
     lower = torch.lerp(values(bottom, left), values(bottom, right), share_x)

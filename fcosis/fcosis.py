@@ -242,18 +242,19 @@ class FCOSIS(nn.Module):
         coloring = color_boxes(objects.apart_px, objects.counts)
         groups, group_images = group_numbers(coloring, objects.counts)
         self._log(coloring.num_colors)
-        coarse = owners = None
+        coarse = is_own = None
         if self.is_grouping:
             assert isinstance(maps.detection, DetectionMaps)
             coarse = flatten_levels(maps.detection.coarse_logits).float().sigmoid().squeeze(2)
             ways = flatten_levels(maps.detection.center_offsets).float() * locations.strides_px[:, None]
-            owners = group_locations(locations.points_px + ways.detach(), objects.competing_centers, objects.counts)
-        placed = Groups(
-            *(objects.boxes_px, objects.competitors, objects.levels, objects.images, groups), len(group_images)
-        )
+            is_own = group_locations(
+                *(locations.points_px + ways.detach(), objects.centers_px, objects.stand_ins, objects.num_rivals),
+                objects.counts,
+            )
+        placed = Groups(objects.boxes_px, objects.levels, objects.images, groups, len(group_images))
         mu = self.lam.new_zeros(()) if self.mu is None else self.mu
         finest = attention_maps(
-            coarse, owners, placed, locations, lam=self.lam, mu=mu, map_size=self._mask_map_size(maps)
+            coarse, is_own, placed, locations, lam=self.lam, mu=mu, map_size=self._mask_map_size(maps)
         )
         return shrink(finest, len(maps.features)), groups, group_images
 

@@ -19,34 +19,31 @@ from segzoo.geometry.soft_masks import MASK_STRIDE
 from segzoo.modeling.fcos.decode import Detections
 from segzoo.modeling.fcos.locations import Locations, flatten_levels
 
-# Detections of one object. Centres that are nearer than a tenth of the size tell no objects apart: that is how exactly
-# they are predicted.
+# What a detection's rivals score at least, as a share of its own score.
+RIVAL_SCORE = 0.5
+# Detections of one object. Centres that are nearer than a fifth of the size tell no objects apart. What this and the
+# rivals' scores are worth: projects/FCOSIS/README.md.
 MERGED_IOU = 0.5
-MERGED_DISTANCE = 0.1
+MERGED_DISTANCE = 0.2
 
 
 class Objects(NamedTuple):
     """Objects of a batch, image by image.
 
     boxes_px: (M, 4) xyxy, where attention is paid. apart_px: (M, 4) boxes in which two objects of a colour must not
-    meet. centers_px: (M, 2) centres of mass. competitors: (M,) int64 whose centre an object competes by: its own, but
-    that of the better one where two detections are of one object. levels, classes: (M,) int64. counts: of each of the N
-    images.
+    meet. centers_px: (M, 2) centres of mass. stand_ins, num_rivals: (M,) int64 whose centre an object competes by, and
+    with how many of the first objects of its image, see `group_locations`. levels, classes: (M,) int64. counts: of each
+    of the N images.
     """
 
     boxes_px: Tensor
     apart_px: Tensor
     centers_px: Tensor
-    competitors: Tensor
+    stand_ins: Tensor
+    num_rivals: Tensor
     levels: Tensor
     classes: Tensor
     counts: list[int]
-
-    @property
-    def competing_centers(self) -> Tensor:
-        """(M, 2) centres; those of objects that another one stands for are infinitely far."""
-        own = torch.arange(len(self.competitors), device=self.competitors.device)
-        return torch.where((self.competitors == own)[:, None], self.centers_px, float("inf"))
 
     @property
     def images(self) -> Tensor:
@@ -77,6 +74,7 @@ def training_objects(
         sizes_of_interest: of the L levels but the last.
     """
     boxes = torch.cat([instances.gt_boxes.tensor for instances in gt_instances])
+    counts = [len(instances) for instances in gt_instances]
     centers = mass_centers([instances.gt_masks.tensor for instances in gt_instances], boxes)
     boxes_cells = boxes / MASK_STRIDE
     padded = pad_boxes(boxes_cells, mask_padding(boxes_cells, masks.sum(dim=(1, 2))))
@@ -86,11 +84,20 @@ def training_objects(
         boxes_px=boxes,
         apart_px=padded * MASK_STRIDE,
         centers_px=centers,
-        competitors=torch.arange(len(boxes), device=boxes.device),
+        **all_rivals(counts, boxes.device),
         levels=object_levels(targets, weights, locations, boxes, sizes_of_interest),
         classes=torch.cat([instances.gt_classes for instances in gt_instances]),
-        counts=[len(instances) for instances in gt_instances],
+        counts=counts,
     )
+
+
+def all_rivals(counts: Sequence[int], device: torch.device) -> dict[str, Tensor]:
+    """`Objects`' stand_ins and num_rivals where all objects of an image compete, each by its own centre."""
+    per_image = torch.tensor(counts, dtype=torch.int64)
+    return {
+        "stand_ins": torch.arange(sum(counts), device=device),
+        "num_rivals": per_image.repeat_interleave(per_image).to(device),
+    }
 
 
 def detected_objects(
@@ -98,8 +105,9 @@ def detected_objects(
 ) -> Objects:
     """Detections as objects: their level and their centre are those of the location that found them.
 
-    NMS leaves detections of one object that have other classes, or boxes of a smaller overlap. They do not compete for
-    its pixels, see `merge_detections`.
+    NMS leaves detections of one object that have other classes, or boxes of a smaller overlap, and there are many of
+    nothing. The former do not compete for its pixels (see `merge_detections`), the latter not with good ones: a
+    detection's rivals score at least RIVAL_SCORE times what it does.
 
     Args:
         detections: of N images, best first.
@@ -116,8 +124,21 @@ def detected_objects(
     boxes = torch.cat([own.boxes_px for own in detections])
     classes = torch.cat([own.classes for own in detections])
     return Objects(
-        boxes, boxes, centers, merge_detections(boxes, centers, counts), locations.levels[found], classes, counts
+        boxes_px=boxes,
+        apart_px=boxes,
+        centers_px=centers,
+        stand_ins=merge_detections(boxes, centers, counts),
+        num_rivals=torch.cat([count_rivals(own.scores) for own in detections]),
+        levels=locations.levels[found],
+        classes=classes,
+        counts=counts,
     )
+
+
+def count_rivals(scores: Tensor) -> Tensor:
+    """(D,) int64: of one image's detections, best first, how many score at least RIVAL_SCORE times what each does."""
+    falling = -scores.float()
+    return torch.searchsorted(falling, RIVAL_SCORE * falling, right=True)
 
 
 def merge_detections(boxes: Tensor, centers_px: Tensor, counts: Sequence[int]) -> Tensor:

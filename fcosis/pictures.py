@@ -105,10 +105,10 @@ def _in_box(values: Tensor, objects: Objects, index: int, locations: Locations, 
     """(h, w) of the stride-4 map: (R,) values of an object's level, interpolated in its box as its attention is."""
     zero = torch.zeros(1, dtype=torch.int64, device=values.device)
     own = slice(index, index + 1)
-    one = Groups(objects.boxes_px[own], zero, objects.levels[own], zero, zero, num_groups=1)
-    owners = torch.zeros(1, len(values), dtype=torch.int64, device=values.device)
+    one = Groups(objects.boxes_px[own], objects.levels[own], zero, zero, num_groups=1)
+    is_own = torch.ones(1, len(values), dtype=torch.bool, device=values.device)
     lam, mu = values.new_ones(()), values.new_zeros(())
-    sampled = attention_maps(values[None], owners, one, locations, lam=lam, mu=mu, map_size=size)
+    sampled = attention_maps(values[None], is_own, one, locations, lam=lam, mu=mu, map_size=size)
     return sampled[0, 0].cpu().numpy()
 
 

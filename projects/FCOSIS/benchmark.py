@@ -51,7 +51,8 @@ class Picture:
         levels = [(-(-size[0] // stride), -(-size[1] // stride)) for stride in STRIDES]
         self.locations: Locations = compute_locations(levels, STRIDES, device)
         self.coarse = torch.rand(1, len(self.locations.points_px), generator=generator).to(device)
-        self.owners = torch.randint(count, self.coarse.shape, generator=generator).to(device)
+        owners = torch.randint(count, (self.coarse.shape[1],), generator=generator)
+        self.is_own = (owners == torch.arange(count)[:, None]).to(device)
         half = (self.boxes[:, 2:] - self.boxes[:, :2]).amax(dim=1) / 2
         self.levels = torch.bucketize(half, half.new_tensor(SIZES_OF_INTEREST))
         self.zero = self.levels.new_zeros(1)
@@ -60,10 +61,9 @@ class Picture:
 
     def segment(self, groups: Tensor, num_groups: int, budget_mb: float = BUDGET_MB) -> Tensor:
         """(G, h, w) logits of the objects' (M,) groups."""
-        own = torch.arange(len(groups), device=groups.device)
-        objects = Groups(self.boxes, own, self.levels, torch.zeros_like(groups), groups, num_groups)
+        objects = Groups(self.boxes, self.levels, torch.zeros_like(groups), groups, num_groups)
         attention = attention_maps(
-            *(self.coarse, self.owners, objects, self.locations),
+            *(self.coarse, self.is_own, objects, self.locations),
             lam=self.coarse.new_ones(()),
             mu=self.coarse.new_ones(()),
             map_size=(self.size[0] // MASK_STRIDE, self.size[1] // MASK_STRIDE),
@@ -82,11 +82,10 @@ class Picture:
         logits = []
         for index in range(len(self.boxes)):
             objects = Groups(
-                *(self.boxes[index : index + 1], self.zero, self.levels[index : index + 1], self.zero, self.zero),
-                num_groups=1,
+                *(self.boxes[index : index + 1], self.levels[index : index + 1], self.zero, self.zero), num_groups=1
             )
             attention = attention_maps(
-                *(self.coarse, torch.where(self.owners == index, 0, -1), objects, self.locations),
+                *(self.coarse, self.is_own[index : index + 1], objects, self.locations),
                 lam=self.coarse.new_ones(()),
                 mu=self.coarse.new_ones(()),
                 map_size=(self.size[0] // MASK_STRIDE, self.size[1] // MASK_STRIDE),

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from fcosis.fcosis import FCOSIS, FCOSISMaps
+from fcosis.objects import all_rivals
 from projects.FCOSIS.crossings import largest_box_ious
 from segzoo.data.loader import build_test_loader
 from segzoo.data.registration import load_metadata
@@ -121,9 +122,9 @@ def segment_given(
     given, source_ious = given_detections(
         maps, locations, image_sizes, boxes_px, [own.to(model.device) for own in classes]
     )
-    # Each given box is an object of its own, however much it overlaps with others.
+    # Each given box is an object of its own that competes with all others.
     objects = model.objects_of(given, maps, locations)
-    objects = objects._replace(competitors=torch.arange(len(objects.levels), device=model.device))
+    objects = objects._replace(**all_rivals(objects.counts, model.device))
     logits, channels = model.segment(maps, locations, objects)
     masks = [
         model.cut(logits, own, one.boxes_px, input_size=inner, output_size=outer)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fcosis.attention import Groups, attention_maps, group_locations
 from fcosis.coloring import color_boxes, group_numbers
+from fcosis.objects import all_rivals
 from segzoo.geometry.masks import mask_boxes
 from segzoo.modeling.fcos.locations import Locations
 from tests.contract.toys import ellipse
@@ -20,27 +21,30 @@ from tests.fcosis.pyramids import cells, pyramid
 
 SIZE = (64, 96)
 MAP_SIZE = (16, 24)
+CPU = torch.device("cpu")
 # The finest level may be finer than 8, so that one is as fine as the attention itself.
 STRIDES = (4, 8, 16, 32)
 
 
-def group_slowly(end_points: list, centers: list, counts: list[int]) -> list[list[int]]:
-    """Oracle: the nearest centre of the image, of equally near ones the first."""
-    owners, start = [], 0
+def group_slowly(
+    end_points: list, centers: list, stand_ins: list[int], num_rivals: list[int], counts: list[int]
+) -> list[list[bool]]:
+    """Oracle: object by object and point by point, no rival is nearer."""
+    is_own, start = [], 0
     for points, count in zip(end_points, counts, strict=True):
-        own = range(start, start + count)
-        owners.append(
-            [
-                min(own, key=lambda m: ((x - centers[m][0]) ** 2 + (y - centers[m][1]) ** 2, m)) if count else -1
-                for x, y in points
-            ]
-        )
+        for m in range(start, start + count):
+            rivals = [r for r in range(start, start + num_rivals[m]) if stand_ins[r] == r]
+            own = centers[stand_ins[m]]
+            is_own.append(
+                [all(math.dist(point, own) <= math.dist(point, centers[r]) for r in rivals) for point in points]
+            )
         start += count
-    return owners
+    return is_own
 
 
 @pytest.mark.parametrize("max_pairs", [10**6, 200, 1])
-def test_group_locations_equals_the_slow_oracle(max_pairs: int) -> None:
+@pytest.mark.parametrize("kind", ["all rivals", "some"])
+def test_group_locations_equals_the_slow_oracle(kind: str, max_pairs: int) -> None:
     counts = [5, 0, 1, 12]
     # On a coarse grid, so that many are equally near.
     rng = np.random.default_rng(0)
@@ -48,26 +52,49 @@ def test_group_locations_equals_the_slow_oracle(max_pairs: int) -> None:
     centers = torch.from_numpy(rng.integers(0, 6, (18, 2)) * 8.0).float()
     # Identical objects.
     centers[10] = centers[7]
-    owners = group_locations(points, centers, counts, max_pairs=max_pairs)
-    assert owners.dtype == torch.int64
-    assert owners.tolist() == group_slowly(points.tolist(), centers.tolist(), counts)
-    assert (owners[1] == -1).all()
-    assert not (owners == 10).any()
+    rivals = all_rivals(counts, points.device)
+    if kind == "some":
+        # Two have a better one's centre, and not all compete with all.
+        rivals["stand_ins"][3], rivals["stand_ins"][11] = 1, 6
+        rivals["num_rivals"] = torch.tensor([1, 3, 3, 5, 5, 1, 1, 2, 2, 5, 7, 7, 8, 9, 12, 12, 12, 12])
+    is_own = group_locations(points, centers, **rivals, counts=counts, max_pairs=max_pairs)
+    expected = group_slowly(
+        points.tolist(), centers.tolist(), rivals["stand_ins"].tolist(), rivals["num_rivals"].tolist(), counts
+    )
+    assert is_own.dtype == torch.bool
+    assert is_own.tolist() == expected
+    if kind == "all rivals":
+        # Equally near ones share a point, every point has an owner.
+        assert torch.equal(is_own[10], is_own[7])
+        assert (is_own[:5].sum(dim=0) >= 1).all()
+    else:
+        assert is_own[6].all()
+        assert torch.equal(is_own[3], is_own[1]) == (rivals["num_rivals"][3] == rivals["num_rivals"][1])
 
 
 def test_group_locations_of_a_batch_without_objects() -> None:
-    owners = group_locations(torch.zeros(2, 7, 2), torch.zeros(0, 2), [0, 0])
-    assert owners.tolist() == [[-1] * 7] * 2
+    is_own = group_locations(torch.zeros(2, 7, 2), torch.zeros(0, 2), **all_rivals([0, 0], CPU), counts=[0, 0])
+    assert is_own.shape == (0, 7)
 
 
-def test_300_identical_objects_belong_to_the_first() -> None:
-    owners = group_locations(torch.rand(1, 50, 2) * 90, torch.tensor([[30.0, 40.0]]).expand(300, 2), [300])
-    assert owners.tolist() == [[0] * 50]
+def test_300_identical_objects_share_all_locations() -> None:
+    centers = torch.tensor([[30.0, 40.0]]).expand(300, 2)
+    is_own = group_locations(torch.rand(1, 50, 2) * 90, centers, **all_rivals([300], CPU), counts=[300])
+    assert is_own.shape == (300, 50)
+    assert is_own.all()
+
+
+def test_wild_points_belong_to_nobody_and_disturb_no_other() -> None:
+    points = torch.tensor([[[float("nan"), 3.0], [float("inf"), 3.0], [9.0, 9.0], [31.0, 40.0]]])
+    centers = torch.tensor([[8.0, 8.0], [30.0, 40.0]])
+    is_own = group_locations(points, centers, **all_rivals([2], CPU), counts=[2])
+    assert is_own[:, 0].tolist() == [False, False]
+    assert is_own[:, 2:].tolist() == [[True, False], [False, True]]
 
 
 def attention_slowly(
     coarse: Tensor | None,
-    owners: Tensor | None,
+    is_own: Tensor | None,
     objects: Groups,
     locations: Locations,
     strides: Sequence[int],
@@ -87,7 +114,7 @@ def attention_slowly(
             x, y = 4 * column + 2, 4 * row + 2
             if not (x0 <= x < x1 and y0 <= y < y1):
                 continue
-            if coarse is None or owners is None:
+            if coarse is None or is_own is None:
                 groups[group][row][column] = groups[group][row][column] + lam
                 continue
             across, down = x / strides[level] - 0.5, y / strides[level] - 0.5
@@ -96,7 +123,7 @@ def attention_slowly(
                 for j in (math.floor(across), math.floor(across) + 1):
                     share = (1 - abs(down - i)) * (1 - abs(across - j))
                     cell = (level, min(max(i, 0), height - 1), min(max(j, 0), width - 1))
-                    if int(owners[image, place_of[cell]]) == m:
+                    if is_own[m, place_of[cell]]:
                         membership = membership + share * coarse[image, place_of[cell]]
             groups[group][row][column] = groups[group][row][column] + lam * membership - mu * (1 - membership)
     return torch.stack([torch.stack([torch.stack(row) for row in group]) for group in groups])[:, None]
@@ -114,28 +141,28 @@ def make_objects(seed: int = 0) -> tuple[Groups, list[int], Tensor]:
     groups, group_images = group_numbers(color_boxes(boxes, counts), counts)
     images = torch.arange(3).repeat_interleave(torch.tensor(counts))
     levels = torch.arange(15) % len(STRIDES)
-    return Groups(boxes, torch.arange(15), levels, images, groups, len(group_images)), counts, centers
+    return Groups(boxes, levels, images, groups, len(group_images)), counts, centers
 
 
 def make_maps(locations: Locations, centers: Tensor, counts: list[int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Random probabilities, and owners by random ways."""
+    """Random probabilities, and whose locations are by random ways."""
     generator = torch.Generator().manual_seed(1)
     count = len(locations.points_px)
     coarse = torch.rand(len(counts), count, generator=generator).to(dtype)
     ends = locations.points_px + torch.randn(len(counts), count, 2, generator=generator) * 6
-    return coarse, group_locations(ends, centers, counts)
+    return coarse, group_locations(ends, centers, **all_rivals(counts, CPU), counts=counts)
 
 
 def assert_equal_oracle(mode: str, max_pairs: int) -> None:
     objects, counts, centers = make_objects()
     locations = pyramid(SIZE, STRIDES)
-    coarse, owners = make_maps(locations, centers, counts, torch.float32)
+    coarse, is_own = make_maps(locations, centers, counts, torch.float32)
     lam, mu = torch.tensor(1.3), torch.tensor(0.0 if mode == "mu = 0" else 0.7)
     leaves = [coarse, lam, mu]
     found_leaves = [leaf.clone().requires_grad_() for leaf in leaves]
     slow_leaves = [leaf.double().requires_grad_() for leaf in leaves]
-    maps: list[Any] = [None, None] if mode == "box" else [found_leaves[0], owners]
-    slow_maps: list[Any] = [None, None] if mode == "box" else [slow_leaves[0], owners]
+    maps: list[Any] = [None, None] if mode == "box" else [found_leaves[0], is_own]
+    slow_maps: list[Any] = [None, None] if mode == "box" else [slow_leaves[0], is_own]
     lam, mu = found_leaves[1:]
     found = attention_maps(maps[0], maps[1], objects, locations, lam=lam, mu=mu, map_size=MAP_SIZE, max_pairs=max_pairs)
     assert found.shape == (objects.num_groups, 1, *MAP_SIZE)
@@ -170,7 +197,7 @@ def test_attention_and_its_gradients_equal_the_slow_oracle(mode: str, max_pairs:
 def test_a_box_between_the_centers_of_cells_has_the_nearest_one() -> None:
     locations = pyramid(SIZE, STRIDES)
     one, none = torch.ones(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-    pixel = Groups(torch.tensor([[51.0, 37.0, 52.0, 38.0]]), none, one, none, none, 1)
+    pixel = Groups(torch.tensor([[51.0, 37.0, 52.0, 38.0]]), one, none, none, 1)
     found = attention_maps(
         *(None, None, pixel, locations), lam=torch.tensor(2.0), mu=torch.tensor(3.0), map_size=MAP_SIZE
     )
@@ -183,9 +210,9 @@ def test_no_object_gives_no_map_and_keeps_the_weights_connected() -> None:
     none = torch.zeros(0, dtype=torch.int64)
     lam, mu = torch.ones((), requires_grad=True), torch.ones((), requires_grad=True)
     coarse = torch.rand(2, len(locations.points_px), requires_grad=True)
-    owners = torch.full(coarse.shape, -1)
-    objects = Groups(torch.zeros(0, 4), none, none, none, none, 0)
-    found = attention_maps(coarse, owners, objects, locations, lam=lam, mu=mu, map_size=MAP_SIZE)
+    is_own = torch.zeros(0, coarse.shape[1], dtype=torch.bool)
+    objects = Groups(torch.zeros(0, 4), none, none, none, 0)
+    found = attention_maps(coarse, is_own, objects, locations, lam=lam, mu=mu, map_size=MAP_SIZE)
     assert found.shape == (0, 1, *MAP_SIZE)
     found.sum().backward()
     assert lam.grad is not None
@@ -196,11 +223,11 @@ def test_no_object_gives_no_map_and_keeps_the_weights_connected() -> None:
 def test_attention_is_fp32_of_half_precision(dtype: torch.dtype) -> None:
     objects, counts, centers = make_objects()
     locations = pyramid(SIZE, STRIDES)
-    coarse, owners = make_maps(locations, centers, counts, dtype)
+    coarse, is_own = make_maps(locations, centers, counts, dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found, expected = (
             attention_maps(
-                *(maps, owners, objects, locations), lam=torch.tensor(1.1), mu=torch.tensor(0.9), map_size=MAP_SIZE
+                *(maps, is_own, objects, locations), lam=torch.tensor(1.1), mu=torch.tensor(0.9), map_size=MAP_SIZE
             )
             for maps in (coarse, coarse.float())
         )
@@ -264,11 +291,11 @@ def test_attention_is_lambda_on_an_object_and_minus_mu_on_others_in_its_box(scen
     centers = torch.tensor([[np.mean(where[1]) + 0.5, np.mean(where[0]) + 0.5] for where in map(np.nonzero, masks)])
     locations = pyramid(SCENE)
     coarse, ends = true_maps(locations, masks, centers.float())
-    owners = group_locations(ends, centers.float(), [2])
+    is_own = group_locations(ends, centers.float(), **all_rivals([2], CPU), counts=[2])
     groups, group_images = group_numbers(color_boxes(boxes, [2]), [2])
     zeros = torch.zeros(2, dtype=torch.int64)
     attention = attention_maps(
-        *(coarse, owners, Groups(boxes, torch.arange(2), zeros, zeros, groups, len(group_images)), locations),
+        *(coarse, is_own, Groups(boxes, zeros, zeros, groups, len(group_images)), locations),
         lam=torch.tensor(LAM),
         mu=torch.tensor(MU),
         map_size=(SCENE[0] // 4, SCENE[1] // 4),

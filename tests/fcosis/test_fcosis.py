@@ -15,7 +15,7 @@ from fcosis.attention import Groups, attention_maps, group_locations
 from fcosis.coloring import color_boxes
 from fcosis.fcosis import FCOSIS, FCOSISMaps
 from fcosis.head import DetectionMaps, GroupingHead
-from fcosis.objects import Objects, merge_detections
+from fcosis.objects import Objects, all_rivals, merge_detections
 from fcosis.segmentation import ContextHead, SegmentationHead, shrink
 from segzoo.modeling.fcos.locations import Locations, compute_locations, flatten_levels, map_sizes
 from tests.contract.toys import NUM_CLASSES, ellipse, losses_and_gradients, make_input, toy_config
@@ -67,7 +67,13 @@ def make_objects() -> Objects:
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2 + 1.5
     counts = [len(own) for own in BOXES]
     own = torch.arange(count)
-    return Objects(boxes, boxes, centers, own, own % 3, own % NUM_CLASSES, counts)
+    return Objects(
+        *(boxes, boxes, centers),
+        **all_rivals(counts, boxes.device),
+        levels=own % 3,
+        classes=own % NUM_CLASSES,
+        counts=counts,
+    )
 
 
 def one_forward(model: FCOSIS, maps: FCOSISMaps, attention: Tensor, image: int) -> Tensor:
@@ -85,13 +91,15 @@ def attention_of(model: FCOSIS, maps: FCOSISMaps, locations: Locations, objects:
     assert model.mu is not None
     coarse = flatten_levels(maps.detection.coarse_logits).sigmoid().squeeze(2)
     ways = flatten_levels(maps.detection.center_offsets) * locations.strides_px[:, None]
-    owners = group_locations(locations.points_px + ways, objects.centers_px, objects.counts)
+    is_own = group_locations(
+        *(locations.points_px + ways, objects.centers_px, objects.stand_ins, objects.num_rivals), objects.counts
+    )
     # The objects keep their numbers; those that are not looked at go to a second group.
     groups = torch.ones(len(objects.levels), dtype=torch.int64)
     groups[members] = 0
-    placed = Groups(objects.boxes_px, objects.competitors, objects.levels, objects.images, groups, 2)
+    placed = Groups(objects.boxes_px, objects.levels, objects.images, groups, 2)
     height, width = maps.features[0].shape[2:]
-    return attention_maps(coarse, owners, placed, locations, lam=model.lam, mu=model.mu, map_size=(height, width))[:1]
+    return attention_maps(coarse, is_own, placed, locations, lam=model.lam, mu=model.mu, map_size=(height, width))[:1]
 
 
 @pytest.mark.parametrize("budget_mb", [4096, 1], ids=["at once", "one by one"])
@@ -277,10 +285,12 @@ def test_a_duplicate_of_another_class_takes_no_pixels() -> None:
     centers = torch.stack((center, center + torch.tensor([2.0, 0.0])))
     zeros = torch.zeros(2, dtype=torch.int64)
 
-    def own_share(competitors: Tensor) -> list[float]:
-        objects = Objects(boxes, boxes, centers, competitors, zeros, zeros, [2, 0, 0])
+    def own_share(stand_ins: Tensor, num_rivals: list[int]) -> list[float]:
+        objects = Objects(boxes, boxes, centers, stand_ins, torch.tensor(num_rivals), zeros, zeros, [2, 0, 0])
         attention, groups, _ = model.attend(maps, locations, objects)
         return [float((attention[0][group] > 0).sum() / (attention[0][group] != 0).sum()) for group in groups.tolist()]
 
-    assert own_share(torch.arange(2)) == [0.0, 1.0]
-    assert own_share(merge_detections(boxes, centers, [2])) == [1.0, 1.0]
+    assert own_share(torch.arange(2), [2, 2]) == [0.0, 1.0]
+    # One object; or a rival that is not worth it.
+    assert own_share(merge_detections(boxes, centers, [2]), [2, 2]) == [1.0, 1.0]
+    assert own_share(torch.arange(2), [1, 2]) == [1.0, 1.0]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fcosis.detector import positive_weights
-from fcosis.objects import Objects, detected_objects, merge_detections, training_objects
+from fcosis.objects import Objects, count_rivals, detected_objects, merge_detections, training_objects
 from fcosis.regularization import location_shares
 from fcosis.targets import object_levels, regularized_targets
 from segzoo.geometry.soft_masks import soft_masks
@@ -44,9 +44,9 @@ def find_objects(batch: list[dict]) -> tuple[Objects, Tensor]:
     objects = training_objects(instances, masks, targets, weights, locations, SIZES_OF_INTEREST)
     boxes = torch.cat([own.gt_boxes.tensor for own in instances])
     assert torch.equal(objects.levels, object_levels(targets, weights, locations, boxes, SIZES_OF_INTEREST))
-    # Each competes by its own centre.
-    assert objects.competitors.tolist() == list(range(len(boxes)))
-    assert torch.equal(objects.competing_centers, objects.centers_px)
+    # Each competes by its own centre, and with all others of its image.
+    assert objects.stand_ins.tolist() == list(range(len(boxes)))
+    assert objects.num_rivals.tolist() == [len(own) for own in instances for _ in range(len(own))]
     return objects, masks
 
 
@@ -148,7 +148,7 @@ def merge_slowly(boxes: list[list[float]], centers: list[list[float]]) -> list[i
         areas = [max(ax1 - ax0, 0) * max(ay1 - ay0, 0), max(bx1 - bx0, 0) * max(by1 - by0, 0)]
         if both < 0.5 * (sum(areas) - both) or min(areas) == 0:
             return False
-        return math.dist(centers[a], centers[b]) <= 0.1 * math.sqrt(min(areas))
+        return math.dist(centers[a], centers[b]) <= 0.2 * math.sqrt(min(areas))
 
     best = []
     for own in range(len(boxes)):
@@ -185,12 +185,12 @@ def test_merged_detections_equal_the_slow_oracle(counts: list[int]) -> None:
 
 
 def test_a_chain_of_detections_is_one_object() -> None:
-    """Each is like the next one alone; who is better than its neighbours is an object of its own."""
-    shift = torch.arange(40)[:, None] * 4.0
+    """Each is like the next two alone; who is better than those like it is an object of its own."""
+    shift = torch.arange(40)[:, None] * 5.0
     boxes = torch.cat((shift, shift * 0, shift + 60, shift * 0 + 60), dim=1)
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     assert merge_detections(boxes, centers, [40]).tolist() == [0] * 40
-    ends_first = [0, 2, 1]
+    ends_first = [0, 4, 2]
     assert merge_detections(boxes[ends_first], centers[ends_first], [3]).tolist() == [0, 1, 0]
 
 
@@ -201,6 +201,18 @@ def test_detections_of_one_object_share_its_locations() -> None:
     boxes = torch.tensor([[60.0, 20, 140, 100], [62.0, 22, 142, 98], [10.0, 10, 60, 60]])
     found = Detections(boxes, torch.tensor([0.9, 0.4, 0.3]), torch.tensor([0, 1, 0]), torch.tensor([middle, middle, 0]))
     objects = detected_objects([found], [], locations)
-    assert objects.competitors.tolist() == [0, 0, 2]
-    assert objects.competing_centers[1].isinf().all()
-    assert torch.equal(objects.competing_centers[[0, 2]], objects.centers_px[[0, 2]])
+    assert objects.stand_ins.tolist() == [0, 0, 2]
+    # Half of 0.9 is more than 0.4; the others compete with all.
+    assert objects.num_rivals.tolist() == [1, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [([0.9, 0.5, 0.45, 0.44, 0.2], [3, 5 - 1, 4, 4, 5]), ([0.3, 0.3], [2, 2]), ([0.0, 0.0], [2, 2]), ([], [])],
+    ids=str,
+)
+def test_rivals_score_at_least_half_as_much(scores: list[float], expected: list[int]) -> None:
+    found = count_rivals(torch.tensor(scores))
+    assert found.dtype == torch.int64
+    assert found.tolist() == expected
+    assert found.tolist() == [sum(other >= 0.5 * own for other in scores) for own in scores]
