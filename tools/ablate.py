@@ -1,10 +1,15 @@
-"""The rows of the papers' tables: builds every row's model, without training, beside the paper's figures.
+"""The rows of the papers' tables: builds, or trains and measures them, beside the papers' figures.
 
-    python tools/ablate.py --dry-run                              # all of projects/*/ablations.yaml
+    python tools/ablate.py --dry-run                              # builds all rows of projects/*/ablations.yaml
     python tools/ablate.py --dry-run projects/PolarMask/ablations.yaml --row 1a-18 --row 1a-72 [--json]
+    python tools/ablate.py projects/PolarMask/ablations.yaml --row 1a-18 --output output/rays --num-gpus 8
+    python tools/ablate.py projects/PolarMask/ablations.yaml --row 1a-18 --output output/small --max-iter 2000 \\
+        --train-json train.json --train-images images --val-json val.json --val-images images
 
-Nothing is downloaded and no data is read. Exit code 0: every row can be built. 1: some cannot; the others are listed
-all the same. 2: an unknown row, or a file that is at fault.
+Each row is trained and evaluated in a folder of its own below --output; done ones are not done again, interrupted ones
+go on. After every row <output>/ablations.md and ablations.json have the tables so far. A dry run downloads nothing and
+reads no data. Exit code 0: every row was built or measured. 1: some were not; the others are there all the same. 2: an
+unknown row, or a file that is at fault.
 """
 
 from __future__ import annotations
@@ -12,60 +17,39 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from projects import get_cfg
-from segzoo.engine.ablations import Row, count_trainable, read_ablations, row_config, select_rows
-from segzoo.errors import SegZooError
+from projects.ablation_rows import build_rows, print_tables
+from projects.ablation_study import Settings, run_rows, study_tables
+from segzoo.engine.ablations import read_ablations, select_rows
+from segzoo.engine.checkpoint import write_atomically
+from segzoo.errors import ConfigError, SegZooError
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@dataclass
-class Outcome:
-    """What became of a row: its number of trainable parameters, or why it cannot be built."""
-
-    file: str
-    row: Row
-    trainable_parameters: int = 0
-    error: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for json."""
-        row = self.row
-        entry = {
-            "row": row.id,
-            "table": row.table,
-            "title": row.title,
-            "kinds": list(row.kinds),
-            "file": self.file,
-            "config_file": row.config_file,
-            "options": dict(row.options),
-            "model_of": row.model_of,
-            "dataset": row.dataset,
-            "device": row.device,
-            "image_size": list(row.image_size),
-            "note": row.note,
-            "cited": row.cited,
-            "paper": dict(row.figures),
-        }
-        return entry | ({"error": self.error} if self.error else {"trainable_parameters": self.trainable_parameters})
+# Flags of train_net.py that every run is given.
+DATA_FLAGS = ("train_json", "train_images", "val_json", "val_images")
+PROCESS_FLAGS = ("num_gpus", "num_processes")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of this tool."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", metavar="FILE", help="default: projects/*/ablations.yaml")
+    parser.add_argument("files", nargs="*", metavar="FILE", help="of a dry run default: projects/*/ablations.yaml")
     parser.add_argument("--row", action="append", default=[], metavar="ID", help="only this row; may be given again")
-    parser.add_argument("--dry-run", action="store_true", required=True, help="build, do not train")
+    parser.add_argument("--dry-run", action="store_true", help="build, do not train")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    running = parser.add_argument_group("running")
+    running.add_argument("--output", default="output/ablations", metavar="DIR", help="default: %(default)s")
+    running.add_argument(
+        "--max-iter", type=int, default=0, metavar="N", help="of every training; default: its recipe's"
+    )
+    running.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config keys after those of a row")
+    for flag in (*DATA_FLAGS, *PROCESS_FLAGS):
+        running.add_argument(f"--{flag.replace('_', '-')}", default="", metavar="X", help="see train_net.py")
     return parser
 
 
@@ -73,12 +57,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the tables (and the JSON); returns the exit code."""
     args = build_parser().parse_args(arguments)
     try:
-        outcomes = build_rows(args.files or shipped_files(), args.row)
+        return _build(args) if args.dry_run else _run(args)
     except SegZooError as error:
         print(f"error: {error}", file=sys.stderr)
         if args.json:
             print(json.dumps({"error": error.message}))
         return error.exit_code
+
+
+def _build(args: argparse.Namespace) -> int:
+    outcomes = build_rows(args.files or shipped_files(), args.row)
     print_tables(outcomes)
     failed = [outcome for outcome in outcomes if outcome.error]
     for outcome in failed:
@@ -94,56 +82,37 @@ def shipped_files() -> list[str]:
     return sorted(os.path.relpath(path) for path in ROOT.glob("projects/*/ablations.yaml"))
 
 
-def build_rows(files: Sequence[str], ids: Sequence[str]) -> list[Outcome]:
-    """Builds the rows of `files` with these ids (all without ids), each on its own.
-
-    Raises:
-        ConfigError: a file that is at fault, or an id that no file has.
-    """
-    rows = [(file, row) for file in files for row in read_ablations(file)]
-    chosen = {row.id for row in select_rows([row for _, row in rows], ids)}
-    return [build_row(file, row) for file, row in rows if row.id in chosen]
-
-
-def build_row(file: str, row: Row) -> Outcome:
-    """Builds the model of a row; whatever goes wrong is this row's outcome and stops no other."""
-    if row.cited:
-        return Outcome(file, row)
-    try:
-        return Outcome(file, row, count_trainable(row_config(row, get_cfg())))
-    except SegZooError as error:
-        cause = str(error)
-    except Exception as error:
-        # Not only our own errors: libraries assert what they think of a value.
-        cause = f"{type(error).__name__}: {error}"
-    return Outcome(file, row, error=f"{file}, row {row.id}: {cause}")
-
-
-def print_tables(outcomes: Sequence[Outcome]) -> None:
-    """One block a table, one line a row: id, trainable parameters, the paper's figures, config and options."""
-    width = max((len(outcome.row.id) for outcome in outcomes), default=0)
-    heading: tuple[str, str] | None = None
-    for outcome in outcomes:
-        row = outcome.row
-        if heading != (outcome.file, row.table):
-            heading = (outcome.file, row.table)
-            columns = "  ".join(f"{column:>5}" for column in row.figures)
-            print(f"\n{outcome.file}, table {row.table}: {row.title}\n{'':{width}}  trainable  {columns}  model")
-        built = "   FAILED" if outcome.error else f"{outcome.trainable_parameters / 1e6:7.2f} M"
-        built = "    cited" if row.cited else built
-        texts = {column: "-" if figure is None else str(figure) for column, figure in row.figures.items()}
-        figures = "  ".join(f"{text:>{max(len(column), 5)}}" for column, text in texts.items())
-        print(f"{row.id:{width}}  {built}  {figures}  {describe(row)}")
+def _run(args: argparse.Namespace) -> int:
+    if len(args.files) != 1:
+        raise ConfigError(f"{len(args.files)} files to run", "give one, such as projects/PolarMask/ablations.yaml")
+    if args.max_iter < 0:
+        raise ConfigError(f"--max-iter {args.max_iter} is below 0", "give iterations, or leave it out for the recipe's")
+    rows = read_ablations(args.files[0])
+    settings = Settings(
+        output=args.output,
+        data_words=_given(args, DATA_FLAGS),
+        max_iter=args.max_iter,
+        process_words=_given(args, PROCESS_FLAGS),
+        options=tuple(args.opts),
+    )
+    results = []
+    for measured in run_rows(rows, select_rows(rows, args.row), settings):
+        results.append(measured)
+        print(f"{measured.row.id}: {measured.error or measured.figures}", flush=True)
+        os.makedirs(args.output, exist_ok=True)
+        write_atomically(os.path.join(args.output, "ablations.md"), study_tables(results))
+        content = json.dumps([one.as_dict() for one in results], indent=1)
+        write_atomically(os.path.join(args.output, "ablations.json"), content + "\n")
+    print(study_tables(results))
+    if args.json:
+        print(json.dumps({"rows": [one.as_dict() for one in results]}))
+    return 1 if any(one.error for one in results) else 0
 
 
-def describe(row: Row) -> str:
-    """The config and options of a row as words of a command line, and what its figures belong to."""
-    size = "x".join(map(str, row.image_size))
-    model_of = f"model of {row.model_of}" if row.model_of else ""
-    conditions = ", ".join(filter(None, [model_of, row.dataset, size, row.device]))
-    if row.cited:
-        return f"{row.cited}  ({conditions})"
-    return f"{shlex.join([row.config_file, *row.words])}  ({conditions})"
+def _given(args: argparse.Namespace, flags: Sequence[str]) -> tuple[str, ...]:
+    """The words of the flags that were given."""
+    pairs = [(f"--{flag.replace('_', '-')}", getattr(args, flag)) for flag in flags]
+    return tuple(word for name, value in pairs if value for word in (name, value))
 
 
 if __name__ == "__main__":

@@ -124,7 +124,8 @@ def segment_given(
     )
     # Each given box is an object of its own that competes with all others.
     objects = model.objects_of(given, maps, locations)
-    objects = objects._replace(**all_rivals(objects.counts, model.device))
+    rivals = all_rivals(objects.counts, model.device)
+    objects = objects._replace(stand_ins=rivals["stand_ins"], num_rivals=rivals["num_rivals"])
     logits, channels = model.segment(maps, locations, objects)
     masks = [
         model.cut(logits, own, one.boxes_px, input_size=inner, output_size=outer)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import tools.ablate
+import projects.ablation_rows
+from segzoo.data.scenes import generate_scenes
 from tools.ablate import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -96,9 +97,11 @@ def test_ablate_rows_that_cannot_be_built_fail_alone(study: str, capsys: pytest.
 def test_ablate_library_errors_fail_their_row_alone(
     study: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    count = tools.ablate.count_trainable
+    count = projects.ablation_rows.count_trainable
     monkeypatch.setattr(
-        tools.ablate, "count_trainable", lambda cfg: count(cfg) if cfg.MODEL.POLARMASK.NUM_RAYS == 72 else 1 // 0
+        projects.ablation_rows,
+        "count_trainable",
+        lambda cfg: count(cfg) if cfg.MODEL.POLARMASK.NUM_RAYS == 72 else 1 // 0,
     )
     assert main([study, "--dry-run", "--row", "7-good", "--row", "7-other", "--json"]) == 1
     captured = capsys.readouterr()
@@ -126,6 +129,62 @@ def test_ablate_bad_input_ends_with_code_2(words: list[str], part: str, capsys: 
     assert captured.err.startswith("error: ")
 
 
-def test_ablate_without_dry_run_is_refused() -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main([])
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [([], "0 files to run"), ([POLARMASK, POLARMASK], "2 files to run"), ([POLARMASK, "--max-iter", "-1"], "below 0")],
+    ids=["none", "two", "max-iter"],
+)
+def test_ablate_runs_one_file(words: list[str], part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert part in capsys.readouterr().err
+
+
+SMALL_STUDY = """\
+configs: {configs}
+tables:
+  "1":
+    title: rays
+    columns: [segm/AP, bbox/AP50, FPS]
+    dataset: coco_2017_val
+    device: V100
+    config: polarmask_scenes.yaml
+    options: {{MODEL.TIMM.WEIGHTS: "", MODEL.DEVICE: cpu}}
+    rows:
+      "12": {{options: {{MODEL.POLARMASK.NUM_RAYS: 12}}, paper: [26.2, null, 20]}}
+      strict: {{model_of: 1-12, options: {{MODEL.FCOS.SCORE_THRESH_TEST: 0.9}}, paper: [26.0, 40.0, 21]}}
+      wrong: {{options: {{MODEL.POLARMASK.NUM_RAYS: 2}}, paper: [1.0, 2.0, 3]}}
+"""
+
+
+@pytest.mark.slow
+def test_ablate_trains_and_measures_its_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate_scenes(str(tmp_path / "scenes"), num_images=4, seed=7, split="few")
+    study, output = tmp_path / "study.yaml", tmp_path / "output"
+    study.write_text(SMALL_STUDY.format(configs=REPOSITORY / "configs" / "quick"))
+    json_file, images = str(tmp_path / "scenes" / "few.json"), str(tmp_path / "scenes" / "few")
+    words = [str(study), "--output", str(output), "--max-iter", "2", "--json"]
+    words += ["--train-json", json_file, "--train-images", images, "--val-json", json_file, "--val-images", images]
+    words += ["--opts", "DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "2"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert main(words) == 1
+    rows = {row["row"]: row for row in json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]}
+    assert "NUM_RAYS is 2" in rows["1-wrong"]["error"]
+    for name in ("1-12", "1-strict"):
+        assert rows[name]["error"] == ""
+        assert set(rows[name]["measured"]) == {"segm/AP", "bbox/AP50", "FPS"}
+        assert "val_json, 2 iterations of 2" in rows[name]["conditions"]
+    # No score reaches 0.9 after two iterations.
+    assert rows["1-strict"]["measured"]["segm/AP"] == 0
+    assert sorted(path.name for path in output.glob("*.log")) == ["1-12.log", "1-strict.log", "1-wrong.log"]
+    table = (output / "ablations.md").read_text()
+    assert "| row | segm/AP: paper | ours | difference | bbox/AP50: paper | ours | difference | FPS" in table
+    assert "| 1-12 | 26.2 |" in table
+    assert "FAILED" in table
+    # Once more: nothing is done again but what failed.
+    logs = {name: (output / name).read_text() for name in ("1-12.log", "1-strict.log")}
+    assert main(words) == 1
+    assert {name: (output / name).read_text() for name in logs} == logs
+    assert (output / "1-wrong.log").read_text().count("NUM_RAYS is 2") == 2
+    assert (output / "ablations.md").read_text() == table

@@ -1,0 +1,182 @@
+"""Trainings and evaluations one after the other, each a process and a folder of its own, for studies of many.
+
+What is finished is not done again, what was interrupted goes on from its last checkpoint, what fails stops no other.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from segzoo.engine.checkpoint import LAST_CHECKPOINT, write_atomically
+from segzoo.errors import ConfigError, TrainingError
+
+ROOT = Path(__file__).resolve().parents[1]
+# Endings of train_net.py after which it can go on: Ctrl-C, and a cluster's SIGTERM.
+INTERRUPTED = (130, 75)
+# Lines at the end of a log that say why a run failed, where none begins with the name of an error.
+LAST_LINES = 3
+
+
+@dataclass(frozen=True)
+class Run:
+    """name: of its folder. words: the command line of train_net.py without --resume and OUTPUT_DIR."""
+
+    name: str
+    words: tuple[str, ...]
+
+    @property
+    def is_training(self) -> bool:
+        """Whether it trains, and not only evaluates."""
+        return "--eval-only" not in self.words
+
+
+@dataclass
+class Record:
+    """What became of a run, kept as json beside its folder.
+
+    words: its command line. state: "running", "done" or "failed". commit: of the program, "" outside of a clone; with
+    "+" where files differ from it. started: UTC. minutes: spent, of all attempts. error: of a failed run.
+    """
+
+    words: list[str] = field(default_factory=list)
+    state: str = "running"
+    commit: str = ""
+    started: str = ""
+    minutes: float = 0.0
+    error: str = ""
+
+
+def execute(run: Run, output: str, *, program: Sequence[str] = (sys.executable, str(ROOT / "train_net.py"))) -> Record:
+    """Does a run, or what is left of it; its log is `<output>/<name>.log`.
+
+    Args:
+        run: what is done.
+        output: folder of all runs.
+        program: the command that is given the words.
+
+    Returns:
+        what became of it, "done" or "failed"; a failed run is tried again by the next call.
+
+    Raises:
+        ConfigError: the folder holds a run with another command line.
+        TrainingError: it was interrupted: the next call goes on with it.
+        KeyboardInterrupt: Ctrl-C, after the run has ended in its own way.
+    """
+    path, folder = os.path.join(output, f"{run.name}.json"), os.path.join(output, run.name)
+    record = read_record(path) or Record()
+    if record.words and record.words != list(run.words):
+        raise ConfigError(
+            f"{folder} holds another run: {shlex.join(record.words)}",
+            f"give another --output, or remove {folder} and {path}; asked for is {shlex.join(run.words)}",
+        )
+    if record.state == "done":
+        return record
+    record = Record(list(run.words), "running", commit_of(ROOT), _now(), record.minutes)
+    _write_record(path, record)
+    can_resume = run.is_training and os.path.isfile(os.path.join(folder, LAST_CHECKPOINT))
+    flags = ["--resume"] if can_resume else []
+    if not can_resume:
+        # Of an attempt that did not get as far as a checkpoint; train_net.py would not write over it.
+        shutil.rmtree(folder, ignore_errors=True)
+    log = os.path.join(output, f"{run.name}.log")
+    start = time.monotonic()
+    try:
+        code = _call([*program, *flags, *run.words, "OUTPUT_DIR", folder], log)
+    finally:
+        record.minutes += (time.monotonic() - start) / 60
+        _write_record(path, record)
+    if code in INTERRUPTED:
+        raise TrainingError(f"{folder} was interrupted (exit code {code})", "the same command goes on with it")
+    record.state = "failed" if code else "done"
+    record.error = f"exit code {code}: {_reason(log)}" if code else ""
+    _write_record(path, record)
+    return record
+
+
+def read_record(path: str) -> Record | None:
+    """A run's record, None where there is none.
+
+    Raises:
+        ConfigError: the file is no record.
+    """
+    try:
+        with open(path, encoding="utf-8") as stream:
+            return Record(**json.load(stream))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: not the record of a run: {error}", "remove it with its folder") from error
+
+
+def read_metrics(folder: str) -> dict[str, Any]:
+    """The last evaluation of a run: "dataset", "results" and "seconds_per_image", see `segzoo.evaluation.inference`.
+
+    Args:
+        folder: OUTPUT_DIR.
+
+    Raises:
+        ConfigError: none, or of several data sets.
+    """
+    files = sorted(Path(folder).glob("inference*/*/metrics.json"))
+    if len(files) != 1:
+        raise ConfigError(
+            f"{folder} has {len(files)} evaluations: {', '.join(map(str, files))}", "give one set in DATASETS.TEST"
+        )
+    content = json.loads(files[0].read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
+        raise ConfigError(f"{files[0]}: no results of an evaluation", "evaluate the run again")
+    return content
+
+
+def commit_of(folder: Path) -> str:
+    """The short commit of a clone, with "+" where tracked files differ from it; "" outside of one."""
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return ""
+    return described.stdout.strip() if described.returncode == 0 else ""
+
+
+def _call(command: Sequence[str], log: str) -> int:
+    """Runs a command into the end of a log; Ctrl-C reaches it too, and is passed on when it has ended."""
+    with open(log, "a", encoding="utf-8") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.wait()
+            raise
+
+
+def _reason(log: str) -> str:
+    with open(log, encoding="utf-8", errors="replace") as stream:
+        lines = [line.strip() for line in stream if line.strip()]
+    errors = [number for number, line in enumerate(lines) if re.match(r"\w*[Ee]rror: ", line)]
+    # The remedy stands in the line below.
+    return " ".join(lines[errors[-1] : errors[-1] + 2] if errors else lines[-LAST_LINES:])
+
+
+def _write_record(path: str, record: Record) -> None:
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    write_atomically(path, json.dumps(asdict(record), indent=1) + "\n")
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M")
