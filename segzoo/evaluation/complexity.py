@@ -193,7 +193,8 @@ def _object_cost(model: Any, image_size: tuple[int, int], counts: Sequence[int])
     if not hasattr(model, "object_stage"):
         return None
     # The cost is counted for one; it is done for all of them as one batch.
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode, torch.no_grad():
         outputs = model.dense_outputs(torch.zeros(1, 3, *image_size))
     try:
         with mode:
