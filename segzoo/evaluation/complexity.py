@@ -131,23 +131,34 @@ class Complexity:
         return {"unit": cost.unit, "gmac_each": round(cost.macs / 1e9, 3), "gmac_with": totals}
 
 
-def build_for_counting(cfg: CfgNode) -> nn.Module:
-    """The model of `cfg` on the CPU in eval mode, without its weights; nothing is downloaded, `cfg` is not changed."""
+def build_for_counting(cfg: CfgNode, device: str = "cpu") -> nn.Module:
+    """The model of `cfg` in eval mode, without its weights; nothing is downloaded, `cfg` is not changed.
+
+    Args:
+        cfg: the whole config.
+        device: "cpu", or "meta", where parameters alone can be counted, in no time.
+    """
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.DEVICE = device
     # Nothing is suppressed, so that a second stage sees as many proposals and detections as the config allows.
     cfg.MODEL.RPN.NMS_THRESH = cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = 1.0
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
     if cfg.MODEL.TIMM.WEIGHTS:
         # Named weights keep the norms frozen, as they are in training; build_model does not load them.
         cfg.MODEL.TIMM.WEIGHTS, cfg.MODEL.WEIGHTS = "", cfg.MODEL.WEIGHTS or "not loaded"
-    model = build_model(cfg).eval()
+    with torch.device(device):
+        model = build_model(cfg).eval()
     for name, parameter in model.named_parameters():
         # Without box deltas the proposals are anchors inside the image; random deltas would make most of them empty.
         if "anchor_deltas" in name or "bbox_pred" in name:
             nn.init.zeros_(parameter)
     return model
+
+
+def count_parameters(model: nn.Module) -> int:
+    """All learned values, as `Complexity.parameters`."""
+    return _count_parameters(model, set()).parameters
 
 
 def measure_complexity(model: nn.Module, image_size: tuple[int, int], object_counts: Sequence[int] = ()) -> Complexity:

@@ -29,7 +29,7 @@ def test_subjects_take_turns_and_warm_up_does_not_count() -> None:
     rows = measure_in_turns(
         [make_subject("a", calls), make_subject("b", calls, batch=3)], device=CPU, repeats=2, warm_up=2
     )
-    # Each once for detections and memory, one more turn that does not count, two that do: caches, whole and stages each.
+    # Each once for detections and memory; one turn that does not count, two that do: for the caches, whole, stages.
     assert calls == ["a", "b", *[*["a"] * 3, *["b"] * 3] * 3]
     assert [len(row.whole_ms) for row in rows] == [2, 2]
     assert [len(times) for times in rows[1].stages_ms.values()] == [2] * len(STAGES)
