@@ -64,7 +64,7 @@ class Predictor:
             ValueError: an array of another shape or type.
         """
         with torch.no_grad():
-            batch = [self._prepare(image)]
+            batch = [self.prepare(image)]
             return restore_originals(batch, self.model(batch))[0]["instances"].to("cpu")
 
     def map_pictures(self, image: np.ndarray | str | os.PathLike) -> dict[str, np.ndarray]:
@@ -87,9 +87,9 @@ class Predictor:
                 f"{name} has no pictures of its maps", "leave the option out: only some methods have them"
             )
         with torch.no_grad():
-            return self.model.map_pictures(self._prepare(image))
+            return self.model.map_pictures(self.prepare(image))
 
-    def _prepare(self, image: np.ndarray | str | os.PathLike) -> dict[str, Any]:
+    def prepare(self, image: np.ndarray | str | os.PathLike) -> dict[str, Any]:
         """The entry of a forward for one image, resized as in evaluation."""
         original = self._read(image)
         resized, rng = original, np.random.default_rng(0)

@@ -3,46 +3,35 @@
 One MAC counts 1. Only convolutions, linear layers and matrix products count; norms, activations and resizing do not, as
 in the papers' tables. A deformable convolution counts as the plain one that it replaces, and the convolution that
 predicts its offsets by itself; bilinear sampling and the products with the masks do not count.
+
+Where shapes do not depend on values, nothing is computed: PyTorch's fake tensors go through the model, which takes a
+second whatever its size.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.export.flatten import TracingAdapter
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
-from fvcore.nn import FlopCountAnalysis
-from fvcore.nn.jit_handles import (
-    addmm_flop_jit,
-    bmm_flop_jit,
-    conv_flop_jit,
-    einsum_flop_jit,
-    get_shape,
-    linear_flop_jit,
-    matmul_flop_jit,
-)
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from segzoo.errors import ConfigError
 
-# fvcore's own list also holds norms and resizing, which are no products with weights.
-COUNTED_OPERATORS = {
-    "aten::_convolution": conv_flop_jit,
-    "aten::linear": linear_flop_jit,
-    "aten::addmm": addmm_flop_jit,
-    "aten::mm": matmul_flop_jit,
-    "aten::bmm": bmm_flop_jit,
-    "aten::matmul": matmul_flop_jit,
-    "aten::einsum": einsum_flop_jit,
-}
 # Operators whose absence from the count would make it wrong.
 HEAVY_WORDS = ("conv", "attention", "matmul", "baddbmm")
+# PyTorch counts a multiplication and an addition as two.
+FLOPS_PER_MAC = 2
 
 
 @dataclass
@@ -142,23 +131,34 @@ class Complexity:
         return {"unit": cost.unit, "gmac_each": round(cost.macs / 1e9, 3), "gmac_with": totals}
 
 
-def build_for_counting(cfg: CfgNode) -> nn.Module:
-    """The model of `cfg` on the CPU in eval mode, without its weights; nothing is downloaded, `cfg` is not changed."""
+def build_for_counting(cfg: CfgNode, device: str = "cpu") -> nn.Module:
+    """The model of `cfg` in eval mode, without its weights; nothing is downloaded, `cfg` is not changed.
+
+    Args:
+        cfg: the whole config.
+        device: "cpu", or "meta", where parameters alone can be counted, in no time.
+    """
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.DEVICE = device
     # Nothing is suppressed, so that a second stage sees as many proposals and detections as the config allows.
     cfg.MODEL.RPN.NMS_THRESH = cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = 1.0
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
     if cfg.MODEL.TIMM.WEIGHTS:
         # Named weights keep the norms frozen, as they are in training; build_model does not load them.
         cfg.MODEL.TIMM.WEIGHTS, cfg.MODEL.WEIGHTS = "", cfg.MODEL.WEIGHTS or "not loaded"
-    model = build_model(cfg).eval()
+    with torch.device(device):
+        model = build_model(cfg).eval()
     for name, parameter in model.named_parameters():
         # Without box deltas the proposals are anchors inside the image; random deltas would make most of them empty.
         if "anchor_deltas" in name or "bbox_pred" in name:
             nn.init.zeros_(parameter)
     return model
+
+
+def count_parameters(model: nn.Module) -> int:
+    """All learned values, as `Complexity.parameters`."""
+    return _count_parameters(model, set()).parameters
 
 
 def measure_complexity(model: nn.Module, image_size: tuple[int, int], object_counts: Sequence[int] = ()) -> Complexity:
@@ -203,85 +203,96 @@ def measure_complexity(model: nn.Module, image_size: tuple[int, int], object_cou
 def _object_cost(model: Any, image_size: tuple[int, int], counts: Sequence[int]) -> ObjectCost | None:
     if not hasattr(model, "object_stage"):
         return None
-    with torch.no_grad():
-        outputs = model.dense_outputs(torch.zeros(1, 3, *image_size))
     # The cost is counted for one; it is done for all of them as one batch.
-    analysis = _analyze(_ObjectStage(model, outputs), (torch.zeros(()),))
-    with torch.no_grad():
-        macs = float(analysis.total())
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode, torch.no_grad():
+        outputs = model.dense_outputs(torch.zeros(1, 3, *image_size))
+    try:
+        with mode:
+            macs = _count(lambda: model.object_stage(outputs, 1))[0][""]
+    except (DataDependentOutputException, DynamicOutputShapeException):
+        # A stage that looks at values, as boxes that choose their level, gets some.
+        maps = tree_map(lambda level: torch.zeros(level.shape), outputs)
+        macs = _count(lambda: model.object_stage(maps, 1))[0][""]
     return ObjectCost(model.OBJECT_UNIT, macs, tuple(counts)) if macs else None
 
 
 def _mask_map_bytes(model: Any, image_size: tuple[int, int]) -> int | None:
     if not hasattr(model, "mask_maps"):
         return None
-    with torch.no_grad():
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         maps = model.mask_maps(model.dense_outputs(torch.zeros(1, 3, *image_size)))
     return sum(level.numel() * level.element_size() for level in _tensors_in(maps))
 
 
 def _count_macs(model: nn.Module, image_size: tuple[int, int]) -> tuple[Mapping[str, float], list[str]]:
     # Returns MAC by module name ("" is the whole model) and notes on what was counted.
-    images = torch.zeros(1, 3, *image_size)
-    inputs: tuple[Any, ...] = (images,)
-    notes = []
+    notes, is_fake = [], True
     if hasattr(model, "dense_outputs"):
         wrapper: nn.Module = _DenseOutputs(model)
     elif hasattr(model, "proposal_generator"):
-        wrapper = TracingAdapter(model, [{"image": images[0]}], allow_non_tensor=True)
-        inputs = tuple(wrapper.flattened_inputs)  # type: ignore[arg-type]
+        wrapper, is_fake = _Inference(model), False
         notes.append("whole inference, with as many proposals and detections as the config allows")
     else:
         wrapper = _Backbone(model.get_submodule("backbone"))
         notes.append(f"{type(model).__name__} has no dense_outputs: only its backbone is counted")
-    analysis = _analyze(wrapper, inputs)
-    with torch.no_grad():
-        by_module = analysis.by_module()
-    heavy = sorted(name for name in analysis.unsupported_ops() if any(word in name for word in HEAVY_WORDS))
-    if heavy:
-        notes.append(f"not counted: {', '.join(heavy)}")
-    macs = {name.removeprefix("model."): value for name, value in by_module.items() if name.startswith("model.")}
-    # Products outside of any child belong to the whole, which the tracer knows as the wrapper.
-    macs[""] = by_module[""]
-    return macs, notes
+    with FakeTensorMode(allow_non_fake_inputs=True) if is_fake else nullcontext():
+        images = torch.zeros(1, 3, *image_size)
+        macs, uncounted = _count(lambda: wrapper(images))
+    if uncounted:
+        notes.append(f"not counted: {', '.join(uncounted)}")
+    prefix = f"{type(wrapper).__name__}.model."
+    return {"": macs[""]} | {name.removeprefix(prefix): mac for name, mac in macs.items() if name != ""}, notes
 
 
-def _analyze(module: nn.Module, inputs: tuple[Any, ...]) -> FlopCountAnalysis:
-    analysis = FlopCountAnalysis(module, inputs)
-    analysis.clear_op_handles()
-    analysis.set_op_handle(**COUNTED_OPERATORS, **{"torchvision::deform_conv2d": _deform_conv_macs})
-    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-    return analysis
+def _count(call: Callable[[], Any]) -> tuple[dict[str, float], list[str]]:
+    """MAC of a call by the names of the modules in it ("" = all), and heavy operators that are not among them."""
+    deform = torch.ops.torchvision.deform_conv2d
+    counter = FlopCounterMode(display=False, custom_mapping={deform: _deform_conv_flops})
+    with torch.no_grad(), _SeenOperators() as seen, counter:
+        call()
+    macs = {name: sum(flops.values()) / FLOPS_PER_MAC for name, flops in counter.get_flop_counts().items()}
+    known = {deform, *flop_registry}
+    heavy = {
+        str(operator)
+        for operator in seen.operators
+        if operator not in known and any(word in str(operator) for word in HEAVY_WORDS)
+    }
+    return {"": macs.pop("Global", 0.0), **macs}, sorted(heavy)
 
 
-def _deform_conv_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    # deform_conv2d(input, weight, offset, mask, bias, ...): each output value takes one product a weight of its filter.
-    weight, output = get_shape(inputs[1]), get_shape(outputs[0])
-    macs = output[0] * output[2] * output[3] * weight[0] * weight[1] * weight[2] * weight[3]
-    return Counter({"deform_conv2d": macs})
+def _deform_conv_flops(_: Any, weight: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
+    # Shapes in place of tensors: each output value takes one product a weight of its filter.
+    num_images, _, height, width = out_shape
+    return FLOPS_PER_MAC * num_images * height * width * weight[0] * weight[1] * weight[2] * weight[3]
+
+
+class _SeenOperators(TorchDispatchMode):
+    """Notes which operators run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: Counter[Any] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operators[getattr(func, "overloadpacket", func)] += 1
+        return func(*args, **(kwargs or {}))
 
 
 class _DenseOutputs(nn.Module):
-    """Backbone and heads as a plain function from a tensor to tensors, which the tracer needs."""
+    """Backbone and heads as a module, under whose name the counter knows all of their parts."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model: Any = model
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return tuple(_tensors_in(self.model.dense_outputs(images)))
+    def forward(self, images: Tensor) -> Any:
+        return self.model.dense_outputs(images)
 
 
-class _ObjectStage(nn.Module):
-    """What is done for one object, as a function of tensors; the maps of an image are constants."""
-
-    def __init__(self, model: Any, outputs: Any) -> None:
-        super().__init__()
-        self.model: Any = model
-        self.outputs = outputs
-
-    def forward(self, _: Tensor) -> tuple[Tensor, ...]:
-        return tuple(_tensors_in(self.model.object_stage(self.outputs, 1)))
+class _Inference(_DenseOutputs):
+    def forward(self, images: Tensor) -> Any:
+        return self.model([{"image": image} for image in images])
 
 
 class _Backbone(nn.Module):
@@ -289,8 +300,8 @@ class _Backbone(nn.Module):
         super().__init__()
         self.model = nn.ModuleDict({"backbone": backbone})
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return tuple(_tensors_in(self.model["backbone"](images)))
+    def forward(self, images: Tensor) -> Any:
+        return self.model["backbone"](images)
 
 
 def _tensors_in(value: Any) -> Iterator[Tensor]:
@@ -317,12 +328,18 @@ def _cost_by_part(model: nn.Module, macs: Mapping[str, float]) -> dict[str, Part
     for name in names:
         part = _count_parameters(model.get_submodule(name), seen)
         inner = sum(parts[other].macs for other in parts if other.startswith(name + "."))
-        part.macs = macs.get(name, 0.0) - inner
+        part.macs = _macs_of(model.get_submodule(name), name, macs) - inner
         parts["backbone (pyramid)" if name == "backbone" and len(parts) else name] = part
     rest = _count_parameters(model, seen)
     rest.macs = macs[""] - sum(part.macs for part in parts.values())
     parts["other"] = rest
     return {name: part for name, part in parts.items() if part.parameters or part.macs > 0.5}
+
+
+def _macs_of(module: nn.Module, name: str, macs: Mapping[str, float]) -> float:
+    # A list of modules is never called itself.
+    children = [(child, f"{name}.{child_name}") for child_name, child in module.named_children()]
+    return macs[name] if name in macs else sum(_macs_of(child, path, macs) for child, path in children)
 
 
 def _count_parameters(module: nn.Module, seen: set[int]) -> PartCost:

@@ -90,7 +90,7 @@ def deform_conv(conv: nn.Conv2d, feature: Tensor, predictions: Tensor, *, modula
     dtype = torch.promote_types(feature.dtype, torch.float32)
     with torch.autocast(device, enabled=False):
         offsets, mask = _split(predictions.to(dtype), modulated)
-        # The operator has a name that complexity is counted by, so that it is what a trace shows.
+        # A trace shows the operator by its name.
         is_sampled = device == "cpu" and not torch.jit.is_tracing()
         output = (grid_deform_conv2d if is_sampled else deform_conv2d)(
             feature.to(dtype),

@@ -231,7 +231,7 @@ def test_map_pictures_of_perfect_maps_show_the_object(monkeypatch: pytest.Monkey
 def test_map_pictures_by_the_predictor_are_of_the_network_s_input_size() -> None:
     predictor = toy_model(BASE_POSITION="grid")
     pictures = predictor.map_pictures(np.full((120, 80, 3), 50, dtype=np.uint8))
-    size = predictor._prepare(np.full((120, 80, 3), 50, dtype=np.uint8))["image"].shape[1:]
+    size = predictor.prepare(np.full((120, 80, 3), 50, dtype=np.uint8))["image"].shape[1:]
     assert {picture.shape[:2] for picture in pictures.values()} == {tuple(size)}
 
 
