@@ -60,7 +60,8 @@ def group_locations(
         max_pairs: pairs of location and object held at once; the result does not depend on it.
 
     Returns:
-        (M, R) bool. A location that is equally near to two objects belongs to both.
+        (M, R) bool. A location that is equally near to two objects belongs to both, one that points nowhere (NaN,
+        infinity) to none.
     """
     num_locations = end_points_px.shape[1]
     is_own = torch.zeros(len(centers_px), num_locations, dtype=torch.bool, device=end_points_px.device)
@@ -75,7 +76,7 @@ def group_locations(
             points = end_points_px[image, part].float()[None]
             distances = _squared_distances(centers_px[stand_ins[own]].float()[:, None], points)
             nearest = _squared_distances(rival_centers[own][:, None], points).cummin(dim=0).values
-            is_own[own, part] = distances <= nearest[num_rivals[own] - 1]
+            is_own[own, part] = (distances <= nearest[num_rivals[own] - 1]) & distances.isfinite()
         start += count
     return is_own
 

@@ -20,6 +20,7 @@ RANGES: dict[str, Range] = {
     "SEG_CHANNELS": (lambda value: value >= 1, "at least 1, such as 256"),
     "GROUP_BUDGET_MB": (lambda value: value > 0, "greater than 0, such as 4096"),
 }
+FIRST_STRIDES = (4, 8, 16)
 # Groups of the norms in the pooling pyramid of the baseline. With one channel each they would take away what the whole
 # image's mean says.
 NORM_GROUPS = 32
@@ -39,8 +40,7 @@ def check_regularization(cfg: CfgNode, backbone: Backbone) -> None:
         raise ConfigError(f"{given}, {sum(rule):g} together", "alpha, beta and gamma must be 1 together")
     names = list(cfg.MODEL.FCOS.IN_FEATURES)
     strides = [backbone.output_shape()[name].stride for name in names]
-    is_power = strides[0] >= MASK_STRIDE and strides[0] & (strides[0] - 1) == 0
-    if not is_power or any(coarse != 2 * fine for fine, coarse in itertools.pairwise(strides)):
+    if strides[0] not in FIRST_STRIDES or any(coarse != 2 * fine for fine, coarse in itertools.pairwise(strides)):
         raise ConfigError(
             f"MODEL.FCOS.IN_FEATURES is {names}, with strides {strides}",
             f"occupancy is counted in cells of {MASK_STRIDE} px: begin with stride {MASK_STRIDE}, 8 or 16; each has "

@@ -66,7 +66,7 @@ class FCOSISMaps(NamedTuple):
 class FCOSIS(nn.Module):
     """FCOS's boxes, and masks from a segmentation that attends to the objects of one colour group at a time."""
 
-    # What the segmentation is done for, one after the other.
+    # What the segmentation is done once more for.
     OBJECT_UNIT = "colour group"
     mu: Tensor | None
 
@@ -190,7 +190,7 @@ class FCOSIS(nn.Module):
             normalizer_mode=self.normalizer_mode,
         )
         if isinstance(maps.detection, DetectionMaps):
-            inner = inner_targets(targets, locations, gt_instances, shares)
+            inner = inner_targets(targets, objects.levels, locations, gt_instances, shares)
             losses |= self._grouping_losses(maps.detection, locations, inner, objects)
         logits, channels = self.segment(maps, locations, objects)
         own_losses = mask_loss(logits, channels, objects.apart_px / MASK_STRIDE, masks)

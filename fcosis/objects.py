@@ -5,6 +5,7 @@ Shape shorthand: N images, M objects of all images, R locations, L levels, H, W 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,8 @@ from fcosis.targets import RegularizedTargets, mass_centers, object_levels
 from segzoo.geometry.soft_masks import MASK_STRIDE
 from segzoo.modeling.fcos.decode import Detections
 from segzoo.modeling.fcos.locations import Locations, flatten_levels
+
+logger = logging.getLogger(__name__)
 
 # What a detection's rivals score at least, as a share of its own score.
 RIVAL_SCORE = 0.5
@@ -120,15 +123,26 @@ def detected_objects(
     if center_offsets:
         offsets = flatten_levels(center_offsets).float()
         images = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(found.device)
-        centers = centers + offsets[images, found] * locations.strides_px[found, None]
+        ways = offsets[images, found] * locations.strides_px[found, None]
+        # One NaN among the centres would be nearest to nothing, and take everything from the others.
+        is_wild = ~ways.isfinite().all(dim=1)
+        num_wild = int(is_wild.sum())
+        if num_wild:
+            logger.warning(
+                "%d of %d detections have no finite way to their centre: it is their location", num_wild, len(found)
+            )
+        centers = centers + torch.where(is_wild[:, None], 0.0, ways)
     boxes = torch.cat([own.boxes_px for own in detections])
     classes = torch.cat([own.classes for own in detections])
+    stand_ins = merge_detections(boxes, centers, counts)
+    # Who competes by another one's centre has that one's rivals.
+    num_rivals = torch.cat([count_rivals(own.scores) for own in detections])
     return Objects(
         boxes_px=boxes,
         apart_px=boxes,
         centers_px=centers,
-        stand_ins=merge_detections(boxes, centers, counts),
-        num_rivals=torch.cat([count_rivals(own.scores) for own in detections]),
+        stand_ins=stand_ins,
+        num_rivals=num_rivals[stand_ins],
         levels=locations.levels[found],
         classes=classes,
         counts=counts,
@@ -157,7 +171,9 @@ def merge_detections(boxes: Tensor, centers_px: Tensor, counts: Sequence[int]) -
     for own_boxes, own_centers in zip(boxes.split(list(counts)), centers_px.split(list(counts)), strict=True):
         sizes = (own_boxes[:, 2:] - own_boxes[:, :2]).clamp(min=0).prod(dim=1).sqrt()
         least = MERGED_DISTANCE * torch.minimum(sizes[:, None], sizes[None])
-        is_same = (box_iou(own_boxes, own_boxes) >= MERGED_IOU) & (torch.cdist(own_centers, own_centers) <= least)
+        # Products would round distances in large images by half a pixel.
+        distances = torch.cdist(own_centers, own_centers, compute_mode="donot_use_mm_for_euclid_dist")
+        is_same = (box_iou(own_boxes, own_boxes) >= MERGED_IOU) & (distances <= least)
         # A box without an area has no overlap with itself.
         is_same.fill_diagonal_(True)
         numbers = torch.arange(len(is_same), device=boxes.device)

@@ -52,8 +52,8 @@ def map_pictures(model: FCOSIS, inputs: dict[str, Any]) -> dict[str, np.ndarray]
 
     Returns:
         (H, W, 3) uint8 BGR each, by title: the coarse segmentation in the boxes, ways to the centres of mass as
-        colours, the attention of each colour group, the masks. Empty when nothing is detected. Parts that the model
-        lacks are left out.
+        colours, the attention of the first colour groups, the masks. Empty when nothing is detected. Parts that the
+        model lacks are left out.
     """
     maps, locations, (size,) = model.look([inputs])
     (found,) = model.detect(maps, locations, [size])
@@ -65,7 +65,7 @@ def map_pictures(model: FCOSIS, inputs: dict[str, Any]) -> dict[str, np.ndarray]
     num_shown = max(1, int((found.scores[:MAX_SHOWN] > MIN_SCORE).sum()))
     boxes = found.boxes_px[:num_shown]
     pictures = {}
-    if model.is_grouping and isinstance(maps.detection, DetectionMaps):
+    if isinstance(maps.detection, DetectionMaps):
         pictures = _grouping_pictures(image, maps.detection, locations, objects, num_shown)
     if maps.class_logits is None:
         pictures |= _attention_pictures(image, model, maps, locations, objects, num_shown)
@@ -115,15 +115,16 @@ def _in_box(values: Tensor, objects: Objects, index: int, locations: Locations, 
 def _attention_pictures(
     image: np.ndarray, model: FCOSIS, maps: FCOSISMaps, locations: Locations, objects: Objects, num_shown: int
 ) -> dict[str, np.ndarray]:
-    """Attention of the colour groups with shown objects: blue = -mu, what belongs to others; red = lambda, the group's
-    own. One scale for all."""
+    """Attention of the first MAX_GROUPS colour groups with shown objects, on one scale: blue = -mu, what belongs to
+    others; red = lambda, the group's own."""
     attention, groups, group_images = model.attend(maps, locations, objects)
     height, width = _map_size(image)
-    shown = groups[:num_shown].unique()[:MAX_GROUPS]
+    # The groups of the best detections first.
+    shown = list(dict.fromkeys(groups[:num_shown].tolist()))[:MAX_GROUPS]
     heats = attention[0][shown, 0, :height, :width].cpu().numpy()
     largest = max(float(np.abs(heats).max()), 1e-6)
     pictures = {}
-    for group, heat in zip(shown.tolist(), heats, strict=True):
+    for group, heat in zip(shown, heats, strict=True):
         picture = draw_heat(image, (heat + largest) / (2 * largest), stride=MASK_STRIDE)
         boxes = objects.boxes_px[:num_shown][groups[:num_shown] == group].cpu().numpy()
         pictures[f"attention, colour {group + 1} of {len(group_images)}"] = draw_boxes(picture, boxes, YELLOW)

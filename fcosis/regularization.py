@@ -23,7 +23,7 @@ def location_shares(masks: Sequence[Tensor], locations: Locations) -> list[Tenso
 
     Args:
         masks: (m, h, w) bool of each of the N images. What lies beyond an image counts as background.
-        locations: R cells, of levels whose strides are 4 or 8, each next one twice the last.
+        locations: R cells, of levels whose strides begin with 4, 8 or 16, each next one twice the last.
 
     Returns:
         (m, R) float32 of each image.

@@ -21,8 +21,8 @@ from segzoo.modeling.precision import predict_in_fp32
 SEG_FEATURES = ["p2", "p3", "p4"]
 # DeepLab's rates of dilation at output stride 16; at stride 4 they see a quarter of that.
 ASPP_DILATIONS = [6, 12, 18]
-# What one group holds is held twice, for the gradient.
-COPIES = 2
+# What one group holds is held twice for the gradient.
+GRADIENT_COPIES = 2
 
 
 class LevelSum(nn.Module):
@@ -83,7 +83,8 @@ class SegmentationHead(nn.Module):
         cells = sum(level.shape[2] * level.shape[3] for level in features)
         # Of every level the weighted feature, the convolution's output and the running sum.
         channels = features[0].shape[1] + 2 * self.pred.in_channels
-        group_bytes = COPIES * cells * channels * features[0].element_size()
+        copies = GRADIENT_COPIES if torch.is_grad_enabled() else 1
+        group_bytes = copies * cells * channels * features[0].element_size()
         step = max(1, int(budget_mb * 2**20 / group_bytes))
         if num_groups <= step:
             return self._segment(group_images, *features, *attention)

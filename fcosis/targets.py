@@ -40,7 +40,7 @@ class InnerTargets(NamedTuple):
     """Targets of coarse segmentation and centres, see `inner_targets`.
 
     places: (Q,) ascending index into the N * R locations. owners: (Q,) their ground truths among all M. shares: (Q,) of
-    the cell that the owner covers. is_outside: (N * R,) in no box.
+    the cell that the owner covers. is_outside: (N * R,) in the image, in no box.
     """
 
     places: Tensor
@@ -100,35 +100,42 @@ def _gather_owned(matched: Sequence[Tensor], shares: Sequence[Tensor]) -> tuple[
 
 @torch.no_grad()
 def inner_targets(
-    targets: RegularizedTargets, locations: Locations, gt_instances: Sequence[Instances], shares: Sequence[Tensor]
+    targets: RegularizedTargets,
+    levels: Tensor,
+    locations: Locations,
+    gt_instances: Sequence[Instances],
+    shares: Sequence[Tensor],
 ) -> InnerTargets:
     """What coarse segmentation and centres have to predict: all of an object on every level that may find it.
 
     A level has only those of a box's locations as positives whose distances to the sides are in its range: of a square
     of 100 px those of stride 8 near the middle, those of stride 16 everywhere else. The attention of an object is made
-    on one level, in its whole box. So the other locations of its box belong to it too, on the levels where it has a
-    positive; of several objects to the one that covers most of the cell.
+    on one level, in its whole box. So all locations of a box may belong to its object here, on the level of its
+    attention and on those where it has a positive; of several objects a location belongs to the one that covers most of
+    its cell, whosever positive it is.
 
     Args:
-        targets: of the N * R locations; positives keep their owner.
+        targets: of the N * R locations.
+        levels: (M,) of the objects' attention, see `object_levels`.
         locations: R cells, the same for every image of the batch.
-        gt_instances: N times gt_boxes, on the device.
+        gt_instances: N times gt_boxes, on the device, and the size of the image: padding is outside of no box.
         shares: N times (m, R), see `location_shares`.
     """
     boxes = [instances.gt_boxes.tensor for instances in gt_instances]
-    has_level = _count_positives(targets, locations, sum(map(len, boxes))) > 0
-    positive = torch.full_like(targets.classes, -1).index_put_((targets.positives,), targets.owners)
+    has_level = _count_positives(targets, locations, len(levels)) > 0
+    has_level = has_level.scatter(1, levels[:, None], True)
     matched, is_outside, start = [], [], 0
-    for own_boxes, own_shares, own_positive in zip(boxes, shares, positive.chunk(len(boxes)), strict=True):
+    for instances, own_boxes, own_shares in zip(gt_instances, boxes, shares, strict=True):
         own_levels = has_level[start : start + len(own_boxes)]
 
         def find(block: slice, own_boxes: Tensor = own_boxes, own_levels: Tensor = own_levels) -> Tensor:
             distances = box_distances(locations.points_px[:, None], own_boxes[None, block])
             return (distances.amin(dim=-1) > 0) & own_levels[block, locations.levels].T
 
-        others = largest_shares(find, own_boxes, own_shares)
-        matched.append(torch.where(own_positive >= 0, own_positive - start, others))
-        is_outside.append(~_in_some_box(locations.points_px, own_boxes))
+        matched.append(largest_shares(find, own_boxes, own_shares))
+        size = locations.points_px.new_tensor(instances.image_size[::-1])
+        is_in_image = (locations.points_px < size).all(dim=1)
+        is_outside.append(is_in_image & ~_in_some_box(locations.points_px, own_boxes))
         start += len(own_boxes)
     return InnerTargets(*_gather_owned(matched, shares), torch.cat(is_outside))
 

@@ -3,8 +3,8 @@
     python -m projects.FCOSIS.neighbors output/demo_fcosis --json neighbors.json
 
 The boxes of a group do not overlap, but the segmentation sees beyond a box: some cells at stride 16, more in between.
-Every detection of the run's first test set is segmented twice, with its group and in a pass of its own, and both masks
-are compared, by how near the group's next box is.
+The good detections of the run's first test set are segmented twice, with their groups as a forward makes them (with all
+detections, good or not) and in a pass of their own, and both masks are compared, by how near the group's next box is.
 
 Shape shorthand: M detections of a batch, G colour groups, O detections of the data set that share a group.
 """
@@ -73,16 +73,18 @@ def compare_batch(model: FCOSIS, batched_inputs: Sequence[dict[str, Any]], min_s
     Args:
         model: with attention, in evaluation mode.
         batched_inputs: N entries of a forward.
-        min_score: of the detections that are looked at; the others are not segmented at all.
+        min_score: of the detections that are compared; all are in the groups.
     """
     maps, locations, image_sizes = model.look(list(batched_inputs))
     found = model.detect(maps, locations, image_sizes)
-    kept = [type(one)(*(column[one.scores >= min_score] for column in one)) for one in found]
-    objects = model.objects_of(kept, maps, locations)
+    objects = model.objects_of(found, maps, locations)
     together, groups = model.segment(maps, locations, objects)
     apart, own_groups = model.segment(maps, locations, alone(objects))
+    is_good = torch.cat([one.scores >= min_score for one in found])
+    gaps = box_gaps(objects.boxes_px, groups)
+    compared = (is_good & gaps.isfinite()).nonzero().squeeze(1).tolist()
     ious = []
-    for index in range(len(groups)):
+    for index in compared:
         size = image_sizes[int(objects.images[index])]
         own = slice(index, index + 1)
         pair = [
@@ -92,9 +94,7 @@ def compare_batch(model: FCOSIS, batched_inputs: Sequence[dict[str, Any]], min_s
         # Two empty masks are equal.
         both_empty = not any(mask_api.area(rle) for rle in pair)
         ious.append(1.0 if both_empty else float(mask_api.iou(pair[:1], pair[1:], [0])[0, 0]))
-    gaps = box_gaps(objects.boxes_px, groups).cpu().numpy()
-    is_shared = np.isfinite(gaps)
-    return Moved(gaps[is_shared], np.array(ious)[is_shared])
+    return Moved(gaps[compared].cpu().numpy(), np.array(ious))
 
 
 def summarize(parts: Iterable[Moved]) -> list[dict[str, Any]]:

@@ -34,6 +34,9 @@ from segzoo.modeling.fcos.decode import (
 from segzoo.modeling.fcos.head import exp_size
 from segzoo.modeling.fcos.locations import Locations, flatten_levels
 
+# Share of the largest IoU with which a location's box is as good as the best one.
+NEAR_BEST = 0.9
+
 
 class Measured(NamedTuple):
     """What one model gives for the O objects of a data set, in the order of its images and annotations.
@@ -50,17 +53,20 @@ class Measured(NamedTuple):
 
 
 def choose_sources(ious: Tensor, scores: Tensor) -> Tensor:
-    """The location that an object is taken to come from.
+    """The location that an object is taken to come from: of those that predict its box about as well as any, the one
+    that a detector would take.
 
     Args:
         ious: (M, R) IoU of each given box with each location's predicted one; negative: may not be taken.
-        scores: (M, R) >= 0, probability of the object's class x centerness; decides between equal IoUs.
+        scores: (M, R) >= 0, probability of the object's class x centerness.
 
     Returns:
-        (M,) int64 among R.
+        (M,) int64 among R: the largest score where the IoU is at least NEAR_BEST times the largest one.
     """
-    is_best = ious == ious.amax(dim=1, keepdim=True)
-    return torch.where(is_best, scores, -1.0).argmax(dim=1)
+    largest = ious.amax(dim=1, keepdim=True)
+    # Where none may be taken, all are equally bad.
+    is_near = ious >= torch.where(largest > 0, NEAR_BEST * largest, largest)
+    return torch.where(is_near, scores, -1.0).argmax(dim=1)
 
 
 def given_detections(

@@ -49,7 +49,8 @@ def build_parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any
     """Trainable parameters grouped by equal learning rate and weight decay, in the model's order.
 
     Weights and biases of normalisation layers decay by WEIGHT_DECAY_NORM; biases of other layers learn at
-    BIAS_LR_FACTOR and decay by WEIGHT_DECAY_BIAS (None: WEIGHT_DECAY); BACKBONE_LR_FACTOR multiplies on top.
+    BIAS_LR_FACTOR and decay by WEIGHT_DECAY_BIAS (None: WEIGHT_DECAY); BACKBONE_LR_FACTOR multiplies on top. Single
+    numbers (parameters without a dimension, such as FCOSIS's lambda and mu) do not decay: 0 is not neutral for them.
     """
     solver = cfg.SOLVER
     bias_decay = solver.WEIGHT_DECAY if solver.WEIGHT_DECAY_BIAS is None else solver.WEIGHT_DECAY_BIAS
@@ -63,6 +64,8 @@ def build_parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any
             learning_rate, decay = solver.BASE_LR, solver.WEIGHT_DECAY
             if isinstance(module, NORM_TYPES):
                 decay = solver.WEIGHT_DECAY_NORM
+            elif parameter.ndim == 0:
+                decay = 0.0
             elif name == "bias":
                 learning_rate, decay = learning_rate * solver.BIAS_LR_FACTOR, bias_decay
             if f"{module_name}.".startswith("backbone."):

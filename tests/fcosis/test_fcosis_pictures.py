@@ -37,7 +37,7 @@ def build_toy(*options: object) -> FCOSIS:
     return model
 
 
-@pytest.mark.parametrize(("attention", "titles"), [("grouping", TITLES), ("box", []), ("none", [])])
+@pytest.mark.parametrize(("attention", "titles"), [("grouping", TITLES), ("box", TITLES), ("none", [])])
 def test_map_pictures_show_the_parts_that_the_model_has(attention: str, titles: list[str]) -> None:
     model = build_toy("MODEL.FCOSIS.ATTENTION", attention)
     sample = make_input(SIZE, [])

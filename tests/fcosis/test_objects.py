@@ -169,9 +169,12 @@ def near_detections(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(boxes).float(), torch.from_numpy(corners + sides / 2 + rng.normal(0, 2, (count, 2))).float()
 
 
+@pytest.mark.parametrize("far_px", [0, 3000])
 @pytest.mark.parametrize("counts", [[100], [30, 0, 1, 25], [0, 0], [1]], ids=str)
-def test_merged_detections_equal_the_slow_oracle(counts: list[int]) -> None:
+def test_merged_detections_equal_the_slow_oracle(counts: list[int], far_px: int) -> None:
+    """Also in a large image, where products of coordinates would round."""
     boxes, centers = near_detections(sum(counts), 5)
+    boxes, centers = boxes + far_px, centers + far_px
     expected, start = [], 0
     for count in counts:
         own = slice(start, start + count)
@@ -202,8 +205,8 @@ def test_detections_of_one_object_share_its_locations() -> None:
     found = Detections(boxes, torch.tensor([0.9, 0.4, 0.3]), torch.tensor([0, 1, 0]), torch.tensor([middle, middle, 0]))
     objects = detected_objects([found], [], locations)
     assert objects.stand_ins.tolist() == [0, 0, 2]
-    # Half of 0.9 is more than 0.4; the others compete with all.
-    assert objects.num_rivals.tolist() == [1, 3, 3]
+    # Half of 0.9 is more than 0.4; who competes by the first one's centre has its rivals; the last one has all.
+    assert objects.num_rivals.tolist() == [1, 1, 3]
 
 
 @pytest.mark.parametrize(
@@ -216,3 +219,21 @@ def test_rivals_score_at_least_half_as_much(scores: list[float], expected: list[
     assert found.dtype == torch.int64
     assert found.tolist() == expected
     assert found.tolist() == [sum(other >= 0.5 * own for other in scores) for own in scores]
+
+
+def test_tiny_twins_are_one_object_however_many_others_there_are() -> None:
+    """Distances of 0 stay 0 far from the origin and in large batches."""
+    centers = torch.tensor([1200.0, 1100.0]) + torch.arange(30)[:, None] * 7.0
+    centers = centers.repeat(2, 1)
+    boxes = torch.cat((centers - 2, centers + 2), dim=1)
+    assert merge_detections(boxes, centers, [60]).tolist() == list(range(30)) * 2
+
+
+def test_a_wild_way_to_the_center_is_said_and_disturbs_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    locations = pyramid(SIZE)
+    offsets = [torch.zeros(1, 2, *size) for size in locations.map_sizes]
+    offsets[0][0, 0, 0, 5] = float("nan")
+    offsets[0][0, 1, 0, 9] = float("inf")
+    objects = detected_objects(make_detections([[5, 7, 9]]), offsets, locations)
+    assert torch.equal(objects.centers_px, locations.points_px[[5, 7, 9]])
+    assert "2 of 3 detections have no finite way" in caplog.text

@@ -58,7 +58,17 @@ def test_all_groups_in_one_batch_equal_one_forward_a_group() -> None:
 @pytest.mark.parametrize("groups_at_once", [1, 2, 5])
 def test_parts_of_a_batch_give_its_logits_and_gradients(groups_at_once: int) -> None:
     head, images = make_head(), torch.tensor([0, 0, 1, 2, 2, 2])
-    group_mb = 6 * sum(height * width for height, width in SIZES) * CHANNELS * 4 / 2**20
+    # Feature, convolution and sum, each twice for the gradient.
+    channels = CHANNELS + 2 * head.pred.in_channels
+    group_mb = 2 * sum(height * width for height, width in SIZES) * channels * 4 / 2**20
+    calls: list[int] = []
+    segment = head._segment
+
+    def count(group_images: Tensor, *levels: Tensor) -> Tensor:
+        calls.append(len(group_images))
+        return segment(group_images, *levels)
+
+    head._segment = count  # type: ignore[method-assign]
     found = []
     for budget_mb in (1000, groups_at_once * group_mb * 1.01):
         features = [level.requires_grad_() for level in make_levels(3)]
@@ -68,6 +78,15 @@ def test_parts_of_a_batch_give_its_logits_and_gradients(groups_at_once: int) -> 
         found.append((logits, *torch.autograd.grad((logits * logits).sum(), leaves)))
     for whole, parts in zip(*found, strict=True):
         torch.testing.assert_close(parts, whole, atol=1e-4, rtol=1e-4)
+    # All at once; then in parts, each of which is computed again for the gradient.
+    assert calls[0] == 6
+    assert max(calls[1:]) == groups_at_once
+    assert sum(calls[1:]) == 2 * 6
+    with torch.no_grad():
+        calls.clear()
+        head(make_levels(3), make_attention(6), images, budget_mb=groups_at_once * group_mb * 1.01)
+    # Without a gradient twice as many fit.
+    assert max(calls) == min(2 * groups_at_once, 6)
 
 
 def kept_values(budget_mb: float) -> int:

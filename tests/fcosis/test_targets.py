@@ -54,7 +54,7 @@ def find_targets(batch: list[dict]) -> tuple[RegularizedTargets, Locations]:
 def find_inner(batch: list[dict]) -> tuple[InnerTargets, Locations]:
     targets, locations = find_targets(batch)
     shares = location_shares([own.gt_masks.tensor for own in instances_of(batch)], locations)
-    return inner_targets(targets, locations, instances_of(batch), shares), locations
+    return inner_targets(targets, find_levels(batch), locations, instances_of(batch), shares), locations
 
 
 def find_levels(batch: list[dict]) -> Tensor:
@@ -70,7 +70,8 @@ def boxes_of(batch: list[dict]) -> Tensor:
 class SlowTargets:
     """Oracle: the targets, location by location."""
 
-    def __init__(self, batch: list[dict], locations: Locations) -> None:
+    def __init__(self, batch: list[dict], locations: Locations, levels: list[int]) -> None:
+        self.levels = levels
         self.classes: list[int] = []
         self.is_outside: list[bool] = []
         # Place, owner, distances, share.
@@ -87,8 +88,7 @@ class SlowTargets:
         boxes = instances.gt_boxes.tensor.tolist()
         # All objects in whose box a location is, by its place; objects and levels with a positive.
         holders: list[tuple[int, int, list[tuple[float, float, int]]]] = []
-        seen: set[tuple[int, int]] = set()
-        decided: dict[int, tuple[int, float]] = {}
+        seen = {(m, self.levels[first + m]) for m in range(len(boxes))}
         for level, row, column in cells(locations):
             stride = STRIDES[level]
             x, y = (column + 0.5) * stride, (row + 0.5) * stride
@@ -104,15 +104,12 @@ class SlowTargets:
             if askers:
                 share, _, owner, distances = min(askers)
                 self.positives.append((len(self.classes), first + owner, distances, -share))
-                decided[len(self.classes)] = (owner, -share)
                 seen.add((owner, level))
             self.classes.append(classes[min(askers)[2]] if askers else NUM_CLASSES)
-            self.is_outside.append(not around)
+            self.is_outside.append(not around and y < instances.image_size[0] and x < instances.image_size[1])
         for place, level, around in holders:
             known = [asker for asker in around if (asker[2], level) in seen]
-            if place in decided:
-                self.inner.append((place, first + decided[place][0], decided[place][1]))
-            elif known:
+            if known:
                 share, _, owner = min(known)
                 self.inner.append((place, first + owner, -share))
 
@@ -121,7 +118,7 @@ class SlowTargets:
 def test_targets_equal_the_slow_oracle(kind: str) -> None:
     batch = overlapping() if kind == "overlapping" else hard_batch(kind, SIZE)
     targets, locations = find_targets(batch)
-    expected = SlowTargets(batch, locations)
+    expected = SlowTargets(batch, locations, find_levels(batch).tolist())
     assert targets.classes.tolist() == expected.classes
     places, owners, distances, shares = zip(*expected.positives, strict=True) if expected.positives else ((),) * 4
     assert targets.positives.tolist() == list(places)
@@ -136,7 +133,7 @@ def test_targets_equal_the_slow_oracle(kind: str) -> None:
 def test_inner_targets_equal_the_slow_oracle(kind: str) -> None:
     batch = overlapping() if kind == "overlapping" else hard_batch(kind, SIZE)
     inner, locations = find_inner(batch)
-    expected = SlowTargets(batch, locations)
+    expected = SlowTargets(batch, locations, find_levels(batch).tolist())
     assert inner.is_outside.tolist() == expected.is_outside
     places, owners, shares = zip(*expected.inner, strict=True) if expected.inner else ((),) * 3
     assert inner.places.tolist() == list(places)
@@ -180,7 +177,11 @@ def test_without_positives_all_is_background(kind: str) -> None:
     assert targets.box_distances_px.shape == (0, 4)
     assert targets.shares.shape == targets.positives.shape == targets.owners.shape == (0,)
     inner, _ = find_inner(batch)
-    assert inner.is_outside.all()
+    # The pixel's box holds no cell's centre.
+    assert inner.places.shape == (0,)
+    # The last level's cells have their centres beyond the image in part.
+    is_in_image = (locations.points_px < torch.tensor(SIZE[::-1])).all(dim=1)
+    assert torch.equal(inner.is_outside, is_in_image.repeat(len(batch)))
     offsets, places = center_targets(inner, locations, torch.zeros(len(boxes_of(batch)), 2))
     assert offsets.shape == (0, 2)
     assert places.shape == (0,)
@@ -319,3 +320,42 @@ def test_an_object_between_locations_has_a_level_but_no_targets() -> None:
     assert find_levels(batch).tolist() == [0]
     centers = mass_centers([batch[0]["instances"].gt_masks.tensor], boxes)
     assert centers.tolist() == [[51.5, 37.5]]
+
+
+def test_a_location_belongs_to_the_object_on_it_whosever_positive_it_is() -> None:
+    """A bar in front of a square: on the bar's level some of its cells are the square's positives."""
+    size = (256, 256)
+    square, bar = np.zeros(size, bool), np.zeros(size, bool)
+    square[50:200, 50:200] = True
+    bar[115:135, 28:228] = True
+    batch = [make_input(size, [square & ~bar, bar], 0)]
+    instances, locations, limits = instances_of(batch), pyramid(size), [64.0, 128.0, 256.0, 512.0]
+    shares = location_shares([own.gt_masks.tensor for own in instances], locations)
+    targets = regularized_targets(locations, instances, shares, NUM_CLASSES, limits)
+    weights = positive_weights(targets, THIRDS)
+    levels = object_levels(targets, weights, locations, boxes_of(batch), limits)
+    inner = inner_targets(targets, levels, locations, instances, shares)
+    owner = dict(zip(inner.places.tolist(), inner.owners.tolist(), strict=True))
+    positive = dict(zip(targets.positives.tolist(), targets.owners.tolist(), strict=True))
+    num_disputed = 0
+    for m in range(2):
+        own = (shares[0][m] > 0.5) & (locations.levels == levels[m])
+        places = own.nonzero().flatten().tolist()
+        assert len(places) > 5
+        assert {owner.get(place) for place in places} == {m}
+        num_disputed += sum(positive.get(place, m) != m for place in places)
+    assert num_disputed > 0
+
+
+def test_padding_is_no_background() -> None:
+    """The mean over what lies outside of all boxes does not depend on how large the other images are."""
+    instances = make_input((64, 64), [ellipse((64, 64), (30, 30), (20, 12))], 0)["instances"]
+    counts = []
+    for size in ((64, 64), (128, 192)):
+        locations = pyramid(size)
+        shares = location_shares([instances.gt_masks.tensor], locations)
+        targets = regularized_targets(locations, [instances], shares, NUM_CLASSES, SIZES_OF_INTEREST)
+        inner = inner_targets(targets, torch.zeros(1, dtype=torch.int64), locations, [instances], shares)
+        fine = locations.levels == 0
+        counts.append(int((inner.is_outside & fine).sum()))
+    assert counts[0] == counts[1] > 0

@@ -9,8 +9,10 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
+from fcosis.coloring import color_boxes
 from fcosis.fcosis import FCOSIS
-from projects.FCOSIS.neighbors import Moved, box_gaps, compare_batch, main, summarize
+from fcosis.objects import Objects
+from projects.FCOSIS.neighbors import Moved, alone, box_gaps, compare_batch, main, summarize
 from tests.contract.toys import make_input, toy_config
 
 
@@ -43,14 +45,37 @@ def wide_awake(model: FCOSIS) -> FCOSIS:
     return model
 
 
+def median_score(model: FCOSIS, inputs: list[dict]) -> float:
+    with torch.no_grad():
+        return float(torch.cat([one["instances"].scores for one in model(inputs)]).median())
+
+
+def test_alone_gives_every_object_a_group_of_its_own() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [20.0, 0, 30, 10], [0.0, 20, 10, 30]])
+    zeros = torch.zeros(3, dtype=torch.int64)
+    objects = Objects(boxes, boxes, boxes[:, :2], zeros, zeros + 3, zeros, zeros, [2, 1])
+    apart = alone(objects)
+    assert color_boxes(objects.apart_px, [2, 1]).num_colors == [1, 1]
+    assert color_boxes(apart.apart_px, [2, 1]).num_colors == [2, 1]
+    assert torch.equal(apart.boxes_px, boxes)
+
+
 def test_only_detections_that_share_a_group_are_compared() -> None:
     torch.manual_seed(1)
     options = ("MODEL.FCOS.SCORE_THRESH_TEST", "0.0", "MODEL.FCOS.NMS_THRESH_TEST", "0.0")
     model = wide_awake(build_model(toy_config("FCOSIS", *options, "TEST.DETECTIONS_PER_IMAGE", "12")).eval())
     inputs = [make_input((128, 160), [], seed) for seed in range(2)]
     moved = compare_batch(model, inputs, min_score=0.0)
-    assert len(moved.ious) > 0
+    assert len(moved.ious) > 1
     assert ((moved.ious >= 0) & (moved.ious <= 1)).all()
+    # A neighbour moves a mask, if only a little.
+    assert moved.ious.min() < 1
+    # All detections are in the groups, whichever are compared.
+    best = compare_batch(model, inputs, min_score=median_score(model, inputs))
+    assert 0 < len(best.ious) < len(moved.ious)
+    assert set(zip(best.gaps_px.tolist(), best.ious.tolist(), strict=True)) <= set(
+        zip(moved.gaps_px.tolist(), moved.ious.tolist(), strict=True)
+    )
     # Without a neighbour nothing moves.
     one = build_model(toy_config("FCOSIS", *options, "TEST.DETECTIONS_PER_IMAGE", "1")).eval()
     assert len(compare_batch(wide_awake(one), inputs, min_score=0.0).ious) == 0
