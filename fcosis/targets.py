@@ -14,6 +14,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from fcosis.regularization import assign_by_shares, largest_shares
+from segzoo.geometry.runs import find_runs, join_runs
 from segzoo.modeling.fcos.assign import MAX_PAIRS, box_distances
 from segzoo.modeling.fcos.locations import Locations
 
@@ -164,15 +165,14 @@ def mass_centers(masks: Sequence[Tensor], gt_boxes: Tensor) -> Tensor:
         masks: (m, h, w) bool of each of the N images.
         gt_boxes: (M, 4) xyxy; an empty mask has the centre of its box.
     """
-    centers = []
-    for stack in masks:
-        columns, rows = stack.sum(dim=1).double(), stack.sum(dim=2).double()
-        x, y = (torch.arange(side.shape[1], device=stack.device) + 0.5 for side in (columns, rows))
-        centers.append(torch.stack((columns @ x.double(), rows @ y.double()), dim=1) / columns.sum(dim=1, keepdim=True))
+    runs = join_runs([find_runs(stack) for stack in masks], [len(stack) for stack in masks])
+    pixels = (runs.x1 - runs.x0).double()
+    # The pixels of a run have the mean of its ends, and the middle of its row.
+    moments = torch.stack((pixels, pixels * (runs.x0 + runs.x1) / 2, pixels * (runs.row + 0.5)), dim=1)
+    sums = moments.new_zeros(len(gt_boxes), 3).index_add(0, runs.mask, moments)
     middles = (gt_boxes[:, :2] + gt_boxes[:, 2:]) / 2
-    # 0 / 0 of an empty mask.
-    joined = torch.cat(centers).to(middles.dtype)
-    return torch.where(joined.isnan(), middles, joined)
+    centers = (sums[:, 1:] / sums[:, :1].clamp(min=1)).to(middles.dtype)
+    return torch.where(sums[:, :1] > 0, centers, middles)
 
 
 @torch.no_grad()
