@@ -55,6 +55,15 @@ def test_parameter_groups_follow_kind_and_place() -> None:
         assert values == rate_and_decay[id(parameter)]
 
 
+def test_single_numbers_do_not_decay() -> None:
+    """A factor that decays drifts to 0, whatever the losses say."""
+    model = nn.Module()
+    model.weight, model.factor = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(()))
+    groups = {group["weight_decay"]: group["params"] for group in build_parameter_groups(get_segzoo_cfg(), model)}
+    assert groups[0.0] == [model.factor]
+    assert len(groups) == 2
+
+
 def test_parameter_groups_without_bias_decay_use_weight_decay_for_biases() -> None:
     groups = build_parameter_groups(solver_config(WEIGHT_DECAY_NORM=0.01), GroupedNet())
     assert [(group["lr"], group["weight_decay"]) for group in groups] == [(0.1, 0.01)]
