@@ -182,7 +182,7 @@ def test_every_group_gives_a_mask_of_the_image_to_every_object(is_recipe: bool) 
 def test_objects_without_a_pixel_in_the_input_come_back_empty() -> None:
     # 1600 x 1600 pixels warped to 544 x 544: only a third of the columns is looked at.
     size = (1600, 1600)
-    masks = [rectangle(column, 800, 1, 1, size) for column in range(800, 806)]
+    masks = [rectangle(column, 700, 1, 200, size) for column in range(800, 806)]
     image, inner = image_of(masks), network_input(size, WARPED)
     kept = draw_objects(image, inner).places.tolist()
     assert 0 < len(kept) < len(masks)

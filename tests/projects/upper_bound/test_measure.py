@@ -22,7 +22,7 @@ GROUPS: tuple[Group, ...] = (PolarGroup([8, 36]), BoxMaskGroup(None))
 
 @pytest.fixture
 def data(tmp_path: Path) -> DataSet:
-    masks = blobs(14, seed=5)
+    masks = blobs(14, seed=6)
     entries = [annotation(mask, 10 * (1 + number % 2), 3 + 4 * (number % 3 == 0)) for number, mask in enumerate(masks)]
     return read_data_set([write_json(tmp_path / "a.json", entries)])
 
