@@ -53,7 +53,7 @@ class OrientationGroup:
         node, described = settings_of("ORIENMASK"), describe_input(self.resize)
         settings = {"anchors": len(node.ANCHORS), "expand_ratio": node.EXPAND_RATIO, "tau": node.TAU}
         kinds = (SHARED, ALONE) if self.with_alone else (SHARED,)
-        return [Row(METHOD, kind, described, {**settings, "maps": kind}) for kind in kinds]
+        return [Row(METHOD, kind, described, {**settings, "maps": kind}, kind == SHARED) for kind in kinds]
 
     def masks(self, image: ImageObjects) -> list[MaskList]:
         """The masks of an image's objects, row by row."""

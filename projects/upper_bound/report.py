@@ -21,7 +21,7 @@ def as_dict(measured: Measured, data: DataSet, conditions: dict[str, Any]) -> di
     rows = []
     for number, row in enumerate(measured.rows):
         by_category = measured.mean_iou_by_category(number)
-        entry = {"method": row.method, "title": row.title, "input": row.input, "settings": row.settings}
+        entry: dict[str, Any] = {"method": row.method, "title": row.title, "input": row.input, "settings": row.settings}
         entry |= {"mean_iou": measured.mean_iou(number), "by_size": measured.mean_iou_by_size(number)}
         entry |= {"by_class": {names[category]: value for category, value in by_category.items()}}
         entry |= {"no_common_pixel": int(measured.num_lost[number])}
@@ -29,7 +29,7 @@ def as_dict(measured: Measured, data: DataSet, conditions: dict[str, Any]) -> di
             entry[kind] = {key: None if math.isnan(value) else value for key, value in metrics.items()}
         rows.append(entry)
     by_size = dict(zip(SIZES, measured.counts.sum(axis=0).tolist(), strict=True))
-    objects = {"images": data.num_images, "objects": data.num_objects, "by_size": by_size}
+    objects: dict[str, Any] = {"images": data.num_images, "objects": data.num_objects, "by_size": by_size}
     objects |= {"left_out": {reason: data.left_out.count(reason) for reason in data.left_out}}
     return {"files": data.files, **objects, **conditions, "rows": rows, "advice": advice(measured)}
 
@@ -109,7 +109,7 @@ def best_rows(measured: Measured) -> list[int]:
     best: dict[str, int] = {}
     for number, row in enumerate(measured.rows):
         known = best.get(row.method)
-        if known is None or measured.mean_iou(number) > measured.mean_iou(known):
+        if row.is_method and (known is None or measured.mean_iou(number) > measured.mean_iou(known)):
             best[row.method] = number
     return list(best.values())
 

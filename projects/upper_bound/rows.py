@@ -15,12 +15,14 @@ class Row:
     """One representation.
 
     method: whose. title: its settings in words. input: size of the image in the network's input. settings: by name.
+    is_method: False for what only explains another row, and is never a method's best.
     """
 
     method: str
     title: str
     input: str
     settings: dict[str, int | float | str] = field(default_factory=dict)
+    is_method: bool = True
 
     @property
     def name(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -80,15 +81,15 @@ def test_a_killed_process_is_an_error_with_a_remedy() -> None:
 
 
 def test_a_pool_is_given_no_more_than_its_queue_holds() -> None:
-    given = []
+    given: list[int] = []
 
-    def jobs() -> object:
+    def jobs() -> Iterator[int]:
         for number in range(6):
             given.append(number)
             yield number
 
     with make_pool(1) as pool:
-        results = bounded_map(pool, abs, jobs(), 2)  # type: ignore[arg-type]
+        results: Iterator[int] = bounded_map(pool, round, jobs(), 2)
         assert next(results) == 0
         assert len(given) == 2
         assert list(results) == [1, 2, 3, 4, 5]

@@ -22,8 +22,9 @@ ROWS = [
     Row("Shapes", "S = 16", "512", {"shape_size": 16}),
     Row("Shapes", "S = 32", "512", {"shape_size": 32}),
     Row("Boxes", "28 x 28", "800", {}),
+    Row("Boxes", "no method", "800", {}, is_method=False),
 ]
-MEANS = (0.84, 0.915, 0.92, 0.90, 0.93, 0.955, 0.96)
+MEANS = (0.84, 0.915, 0.92, 0.90, 0.93, 0.955, 0.96, 0.99)
 
 
 @pytest.fixture
