@@ -127,6 +127,8 @@ def _add_solver_keys(cfg: CfgNode) -> None:
 def _add_test_keys(cfg: CfgNode) -> None:
     # "faster" (faster-coco-eval) or "pycocotools" (the reference, slower); equal to 1e-9.
     cfg.TEST.COCO_ENGINE = "faster"
+    # Whether boundary AP is measured beside mask AP (Cheng et al., CVPR 2021); needs "faster" and masks.
+    cfg.TEST.BOUNDARY_AP = False
     # The key of the evaluator's results that decides on the best checkpoint.
     cfg.TEST.BEST_METRIC = "segm/AP"
     # Full-size masks held at once while detections are turned into RLE, in MiB.

@@ -15,6 +15,7 @@ from segzoo.data.augmentation import RESIZES, TRAIN_RESIZES
 from segzoo.data.registration import FORMATS
 from segzoo.engine.optimizer import CLIP_TYPES, OPTIMIZERS
 from segzoo.errors import ConfigError
+from segzoo.evaluation.metrics import check_engine
 from segzoo.modeling.backbones.deformable_resnet import ALL_PLAIN
 from segzoo.modeling.backbones.resnet_fpn import PYRAMIDS, check_resnet_fpn
 
@@ -75,7 +76,7 @@ RANGES: dict[str, tuple[float, float]] = {
 # Names of what a config builds; the packages of the methods register theirs when they add their keys.
 REGISTRIES = {"MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY, "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY}
 # With several test sets the name of one may stand in front.
-METRIC_PATTERN = re.compile(r"(.+/)?(bbox|segm)/(AP(50|75|s|m|l|-.+)?|AR(1|10|100|s|m|l))")
+METRIC_PATTERN = re.compile(r"(.+/)?(bbox|segm|boundary)/(AP(50|75|s|m|l|-.+)?|AR(1|10|100|s|m|l))")
 # Thresholds in pixels, where -1 means "off".
 NOT_A_FRACTION = ("MODEL.RPN.BOUNDARY_THRESH",)
 # Detectron2's keys that change a run there, but nothing here: key -> (the default it must keep, what to do instead).
@@ -167,9 +168,12 @@ def _check_names(cfg: CfgNode) -> None:
     if not METRIC_PATTERN.fullmatch(cfg.TEST.BEST_METRIC):
         raise ConfigError(
             f"TEST.BEST_METRIC is {cfg.TEST.BEST_METRIC!r}",
-            "it must be bbox/ or segm/ and AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl "
+            "it must be bbox/, segm/ or boundary/ and AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl "
             "or AP-<class>, such as 'segm/AP'",
         )
+    if "boundary/" in cfg.TEST.BEST_METRIC and not cfg.TEST.BOUNDARY_AP:
+        raise ConfigError(f"TEST.BEST_METRIC is {cfg.TEST.BEST_METRIC!r}", "it needs TEST.BOUNDARY_AP True")
+    check_engine(cfg.TEST.COCO_ENGINE, measures_boundaries=cfg.TEST.BOUNDARY_AP)
 
 
 def _check_ranges(cfg: CfgNode) -> None:

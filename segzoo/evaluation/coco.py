@@ -21,7 +21,7 @@ from segzoo.data.coco_json import lossless_int
 from segzoo.data.registration import load_metadata
 from segzoo.errors import DatasetError
 from segzoo.evaluation.ground_truth import GroundTruth, load_ground_truth
-from segzoo.evaluation.metrics import coco_metrics
+from segzoo.evaluation.metrics import check_engine, coco_metrics
 from segzoo.geometry.rle import RLEMasks, encode_in_chunks
 
 logger = logging.getLogger(__name__)
@@ -34,16 +34,20 @@ class CocoEvaluator(DatasetEvaluator):
 
     Args:
         dataset_name: a set registered by `register_coco_json` (or Detectron2's `register_coco_instances`).
-        cfg: TEST.COCO_ENGINE chooses the engine, TEST.MASK_BUDGET_MB bounds the masks encoded at once.
+        cfg: TEST.COCO_ENGINE chooses the engine, TEST.BOUNDARY_AP adds boundary AP, TEST.MASK_BUDGET_MB bounds the
+            masks encoded at once.
         output_dir: where the predictions are written as COCO results; None = nowhere.
 
     Raises:
+        ConfigError: the engine is unknown or cannot measure boundaries.
         DatasetError: the set has no json file.
     """
 
     def __init__(self, dataset_name: str, cfg: CfgNode, output_dir: str | None = None) -> None:
         self.dataset_name = dataset_name
         self.engine = cfg.TEST.COCO_ENGINE
+        self.measures_boundaries = cfg.TEST.BOUNDARY_AP
+        check_engine(self.engine, measures_boundaries=self.measures_boundaries)
         self.budget_mb = cfg.TEST.MASK_BUDGET_MB
         self.output_dir = output_dir
         metadata = load_metadata(dataset_name)
@@ -93,8 +97,8 @@ class CocoEvaluator(DatasetEvaluator):
         """Gathers all ranks' predictions, writes them and measures them.
 
         Returns:
-            On rank 0 {"bbox": metrics} and, when the model gives masks, "segm" (see `coco_metrics`); {} on the other
-            ranks and for a json without annotations.
+            On rank 0 {"bbox": metrics} and, when the model gives masks, "segm" and perhaps "boundary" (see
+            `coco_metrics`); {} on the other ranks and for a json without annotations.
 
         Raises:
             DatasetError: a prediction of an image that is not in the json, or masks of another size than the json's.
@@ -163,6 +167,8 @@ class CocoEvaluator(DatasetEvaluator):
         if has_masks and truth.has_masks:
             masks = [_mask_detection(one) for one in detections if "segmentation" in one]
             results["segm"] = coco_metrics(truth, masks, "segm", self.engine)
+            if self.measures_boundaries:
+                results["boundary"] = coco_metrics(truth, masks, "boundary", self.engine)
         elif has_masks:
             logger.warning("%s has no segmentations: masks not evaluated", self.json_file)
         return results

@@ -28,6 +28,7 @@ class GroundTruth:
             masks, segmentation (compressed RLE).
         has_masks: whether the json has segmentations.
         image_ids, category_ids: {whole number: the json's own spelling}, for result files.
+        notes: what was repaired or dropped, by reason, with the first annotation ids.
     """
 
     images: dict[int, dict] = field(default_factory=dict)
@@ -36,6 +37,7 @@ class GroundTruth:
     has_masks: bool = False
     image_ids: dict[int, Any] = field(default_factory=dict)
     category_ids: dict[int, Any] = field(default_factory=dict)
+    notes: Tally = field(default_factory=Tally)
 
 
 def load_ground_truth(json_file: str, image_root: str = "") -> GroundTruth:
@@ -53,7 +55,11 @@ def load_ground_truth(json_file: str, image_root: str = "") -> GroundTruth:
     Raises:
         DatasetError: the file is missing or not json, or an image or category cannot be read.
     """
-    raw = load_json(json_file)
+    return ground_truth_of(load_json(json_file), json_file, image_root)
+
+
+def ground_truth_of(raw: dict[str, Any], json_file: str, image_root: str = "") -> GroundTruth:
+    """The same of a file's content; `json_file` is named in errors and in the log."""
     truth = GroundTruth()
     try:
         for image in raw["images"]:
@@ -72,16 +78,16 @@ def load_ground_truth(json_file: str, image_root: str = "") -> GroundTruth:
         raise DatasetError(f"{where}{error.message}", error.remedy) from error
     entries = raw.get("annotations") or []
     truth.has_masks = any(isinstance(entry, dict) and entry.get("segmentation") for entry in entries)
-    tally = Tally()
     for entry in entries:
         try:
-            annotation = _usable_annotation(entry, truth, tally)
+            annotation = _usable_annotation(entry, truth, truth.notes)
         except DatasetError as error:
-            tally.add(error.message, entry.get("id") if isinstance(entry, dict) else entry)
+            truth.notes.add(error.message, entry.get("id") if isinstance(entry, dict) else entry)
         else:
             truth.annotations.append({**annotation, "id": len(truth.annotations) + 1})
-    if tally:
-        lines = "\n".join(f"  {count:>6} {reason} (annotation ids {ids})" for reason, count, ids in tally.rows())
+    if truth.notes:
+        rows = truth.notes.rows()
+        lines = "\n".join(f"  {count:>6} {reason} (annotation ids {ids})" for reason, count, ids in rows)
         logger.warning("%s: ground truth repaired or dropped for evaluation:\n%s", json_file, lines)
     return truth
 

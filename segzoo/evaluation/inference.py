@@ -41,7 +41,7 @@ def evaluate(
     """Predicts a whole data set, each rank its share, and measures it.
 
     Args:
-        cfg: see TEST.COCO_ENGINE, TEST.MASK_BUDGET_MB, TEST.IMS_PER_BATCH.
+        cfg: see TEST.COCO_ENGINE, TEST.BOUNDARY_AP, TEST.MASK_BUDGET_MB, TEST.IMS_PER_BATCH.
         model: run in eval mode without gradients; afterwards every module is in its former mode again.
         dataset_name: a registered data set.
         output_dir: gets metrics.json and coco_instances_results.json; None = nothing is written.

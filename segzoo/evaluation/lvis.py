@@ -43,6 +43,8 @@ class LvisEvaluator(LVISEvaluator):
         require_lvis(dataset_name)
         metadata = load_metadata(dataset_name)
         super().__init__(dataset_name, output_dir=output_dir)
+        if cfg.TEST.BOUNDARY_AP:
+            logger.warning("%s: boundary AP is measured by COCO's rule only, not by LVIS's", dataset_name)
         self.dataset_name, self.budget_mb = dataset_name, cfg.TEST.MASK_BUDGET_MB
         self.num_classes = len(metadata.thing_classes)
         self.reset()

@@ -16,6 +16,8 @@ from segzoo.errors import ConfigError
 from segzoo.evaluation.ground_truth import GroundTruth
 
 MAX_DETECTIONS = (1, 10, 100)
+# Width of a mask's boundary as a share of the image's diagonal (Boundary IoU, section 4).
+BOUNDARY_SHARE = 0.02
 # Positions of the area ranges all, small, medium, large in the engines' results.
 _AREAS = {"": 0, "s": 1, "m": 2, "l": 3}
 
@@ -26,8 +28,10 @@ def coco_metrics(truth: GroundTruth, detections: list[dict], iou_type: str, engi
     Args:
         truth: images, categories and annotations.
         detections: dicts of image_id, category_id, score, and bbox (xywh px; for "bbox") or segmentation (compressed
-            RLE; for "segm"), with area in px. May be empty: AP is then 0.
-        iou_type: "bbox" or "segm".
+            RLE; for "segm" and "boundary"), with area in px. May be empty: AP is then 0.
+        iou_type: "bbox", "segm", or "boundary", of the engine "faster" alone: the smaller one of mask IoU and boundary
+            IoU, the IoU of what lies in both masks at most `BOUNDARY_SHARE` of the image's diagonal from their edges
+            (Cheng et al., "Boundary IoU", CVPR 2021). Crowds are matched by their masks alone.
         engine: "faster" or "pycocotools".
 
     Returns:
@@ -35,8 +39,9 @@ def coco_metrics(truth: GroundTruth, detections: list[dict], iou_type: str, engi
         where there is no ground truth to find (a class or size that does not occur).
 
     Raises:
-        ConfigError: an unknown engine.
+        ConfigError: an unknown engine, or one that cannot measure `iou_type`.
     """
+    check_engine(engine, measures_boundaries=iou_type == "boundary")
     evaluation = _run_engine(truth, detections, iou_type, engine)
     precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
     thresholds = evaluation.params.iouThrs
@@ -54,6 +59,21 @@ def coco_metrics(truth: GroundTruth, detections: list[dict], iou_type: str, engi
     return metrics
 
 
+def check_engine(engine: str, *, measures_boundaries: bool) -> None:
+    """Refuses an engine that does not exist or cannot do what is asked of it.
+
+    Raises:
+        ConfigError: see above.
+    """
+    if engine not in ("faster", "pycocotools"):
+        raise ConfigError(f"TEST.COCO_ENGINE is {engine!r}", "use 'faster' or 'pycocotools'")
+    if measures_boundaries and engine != "faster":
+        raise ConfigError(
+            f"TEST.BOUNDARY_AP is True, but TEST.COCO_ENGINE is {engine!r}, which knows no boundaries",
+            "use TEST.COCO_ENGINE faster, or leave boundary AP out",
+        )
+
+
 def _percent(values: np.ndarray) -> float:
     """Mean of what was measured (the engines mark the rest by -1), as a percentage."""
     measured = values[values > -1]
@@ -66,12 +86,10 @@ def _run_engine(truth: GroundTruth, detections: list[dict], iou_type: str, engin
         from faster_coco_eval import COCO
         from faster_coco_eval import COCOeval_faster as COCOeval
 
-        quiet["print_function"] = lambda *_: None
-    elif engine == "pycocotools":
+        quiet = {"print_function": lambda *_: None, "boundary_dilation_ratio": BOUNDARY_SHARE}
+    else:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
-    else:
-        raise ConfigError(f"TEST.COCO_ENGINE is {engine!r}", "use 'faster' or 'pycocotools'")
     numbered = [{**detection, "id": number, "iscrowd": 0} for number, detection in enumerate(detections, start=1)]
     # pycocotools has no way to be silent.
     with contextlib.redirect_stdout(io.StringIO()):

@@ -59,6 +59,8 @@ def validate(**changes: object) -> None:
         ({"TEST__MASK_BUDGET_MB": -1}, "(?s)TEST.MASK_BUDGET_MB is -1.*at least 1"),
         ({"TEST__BEST_METRIC": "segm/APP"}, "(?s)TEST.BEST_METRIC is 'segm/APP'.*such as 'segm/AP'"),
         ({"TEST__BEST_METRIC": "AP"}, "TEST.BEST_METRIC is 'AP'"),
+        ({"TEST__BEST_METRIC": "boundary/AP"}, "(?s)TEST.BEST_METRIC is 'boundary/AP'.*TEST.BOUNDARY_AP True"),
+        ({"TEST__BOUNDARY_AP": True, "TEST__COCO_ENGINE": "pycocotools"}, "(?s)'pycocotools'.*COCO_ENGINE faster"),
         (
             {**P3P7, "MODEL__RESNETS__DEFORM_ON_PER_STAGE": [True, True]},
             r"(?s)DEFORM_ON_PER_STAGE is \[True, True\].*four",
@@ -95,6 +97,7 @@ def test_validate_refuses_by_key_value_and_range(changes: dict[str, object], mes
         {"SOLVER__MOMENTUM": 0.0, "SOLVER__GAMMA": 1.0, "SOLVER__WARMUP_FACTOR": 1.0, "SOLVER__BETAS": (0.0, 0.99)},
         {"SOLVER__WEIGHT_DECAY_BIAS": 0.0, "INPUT__MAX_INSTANCES": 0, "TEST__MASK_BUDGET_MB": 1},
         {"TEST__BEST_METRIC": "bbox/AP75"},
+        {"TEST__BEST_METRIC": "boundary/AP75", "TEST__BOUNDARY_AP": True},
         P3P7,
         {**P3P7, **DEFORMABLE, "MODEL__RESNETS__DEFORM_MODULATED": True, "MODEL__RESNETS__DEFORM_NUM_GROUPS": 4},
         {"TEST__BEST_METRIC": "segm/AP-traffic light/x"},

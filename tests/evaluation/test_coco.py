@@ -330,6 +330,26 @@ def test_evaluate_class_beyond_the_set_is_refused(register) -> None:
         run({3: instances_of([np.ones((HEIGHT, WIDTH), bool)], [0.5], [3])})
 
 
+def test_evaluate_adds_boundary_ap_where_it_is_asked_for(register) -> None:
+    content = random_json(3)
+    register(content)
+    predictions = random_predictions(content)
+    cfg = settings()
+    cfg.TEST.BOUNDARY_AP = True
+    evaluator = CocoEvaluator(NAME, cfg)
+    for image_id, instances in predictions.items():
+        evaluator.process([{"image_id": image_id}], [{"instances": instances}])
+    results = evaluator.evaluate()
+    assert list(results) == ["bbox", "segm", "boundary"]
+    assert results["boundary"].keys() == results["segm"].keys()
+    assert 0 < results["boundary"]["AP"] < results["segm"]["AP"]
+    without = run(predictions)
+    np.testing.assert_equal({"bbox": results["bbox"], "segm": results["segm"]}, without)
+    cfg.TEST.COCO_ENGINE = "pycocotools"
+    with pytest.raises(ConfigError, match="knows no boundaries"):
+        CocoEvaluator(NAME, cfg)
+
+
 def test_evaluate_unknown_engine_is_refused(register) -> None:
     register(random_json(3))
     with pytest.raises(ConfigError, match="COCO_ENGINE"):
