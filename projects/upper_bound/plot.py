@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,14 +12,13 @@ from matplotlib.figure import Figure
 from projects.upper_bound.measure import SIZES, Measured
 from projects.upper_bound.report import best_rows
 
-FIGURE_INCHES = (11.0, 4.2)
+FIGURE_INCHES = (11.0, 4.8)
 DOTS_PER_INCH = 110
 
 
 def draw(measured: Measured, path: str) -> None:
     """Writes a png."""
-    # A canvas of its own: no window, and the caller's pyplot stays as it is.
-    matplotlib.use("Agg", force=False)
+    # Not pyplot's: it needs no window, and the caller's pyplot stays as it is.
     figure = Figure(figsize=FIGURE_INCHES, layout="constrained")
     left, right = figure.subplots(1, 2)
     draw_rays(left, measured)
@@ -58,6 +56,7 @@ def draw_sizes(axes: Axes, measured: Measured) -> None:
         named = measured.rows[row]
         axes.bar(np.arange(len(SIZES)) + (place + 0.5) * width - 0.4, heights, width, label=named.name)
     axes.set(xticks=range(len(SIZES)), xticklabels=SIZES, ylabel="mean IoU", title="Best row of each method")
-    axes.set_ylim(min(0.6, axes.get_ylim()[0]), 1.25)
-    axes.set_yticks(np.arange(0.6, 1.01, 0.1))
-    axes.legend(loc="upper center", fontsize="x-small")
+    axes.set_ylim(0, 1)
+    axes.grid(alpha=0.3, axis="y")
+    # Below the axes, where it hides no bar.
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), fontsize="small", frameon=False)
