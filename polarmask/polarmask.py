@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from polarmask.check import check_polarmask
 from polarmask.decode import ContourRule, contour_boxes, contour_rles, rays_to_contours
 from polarmask.losses import RAY_LOSSES, box_iou_loss, polar_centerness
+from polarmask.pictures import map_pictures
 from polarmask.polar_head import PolarHead, PolarMaps
 from polarmask.targets import TargetRule, polar_targets
 from segzoo.geometry.rle import RLEMasks
@@ -239,3 +241,7 @@ class PolarMask(nn.Module):
         """(N, 3, H, W) normalised images, padded to the size divisibility -> the raw maps of every level."""
         features = self.backbone(images)
         return self.head([features[name] for name in self.in_features])
+
+    def map_pictures(self, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Pictures of what the masks of one image come from, by title; see `polarmask.pictures`."""
+        return map_pictures(self, inputs)

@@ -60,9 +60,9 @@ def study_rows() -> list[tuple[str, Row]]:
     return [(path.parent.name, row) for path in study_files() for row in read_ablations(str(path))]
 
 
-def counted_size(cfg: CfgNode) -> tuple[int, int]:
-    """(height, width) px that the network sees of an image of COUNTED_IMAGE in the recipe's evaluation."""
+def counted_size(cfg: CfgNode, image_size: tuple[int, int] = COUNTED_IMAGE) -> tuple[int, int]:
+    """(height, width) px that the network sees of an image of `image_size` px in the recipe's evaluation."""
     if cfg.INPUT.RESIZE == "letterbox":
         return (int(cfg.INPUT.FIXED_SIZE[0]), int(cfg.INPUT.FIXED_SIZE[1]))
-    height, width = build_resize(cfg, is_train=False).output_size(*COUNTED_IMAGE)
+    height, width = build_resize(cfg, is_train=False).output_size(*image_size)
     return int(height), int(width)

@@ -87,9 +87,12 @@ def recipe_rows(names: Sequence[str] = (*MAIN_CONFIGS, *RELATIVES)) -> list[Reci
     return [RecipeRow(name, count_config(read_config(name))) for name in names]
 
 
-def count_config(cfg: CfgNode) -> Complexity:
-    """The cost of a config for an image of COUNTED_IMAGE, with totals for what the image's content decides on."""
-    return _count(cfg, counted_size(cfg))
+def count_config(cfg: CfgNode, image_size: tuple[int, int] = COUNTED_IMAGE) -> Complexity:
+    """The cost of a config for an image of (height, width) px as its evaluation resizes it.
+
+    With totals for what the image's content decides on.
+    """
+    return _count(cfg, counted_size(cfg, image_size))
 
 
 def _count(cfg: CfgNode, size: tuple[int, int]) -> Complexity:

@@ -5,6 +5,7 @@ What is finished is not done again, what was interrupted goes on from its last c
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
@@ -27,6 +28,22 @@ ROOT = Path(__file__).resolve().parents[1]
 INTERRUPTED = (130, 75)
 # Lines at the end of a log that say why a run failed, where none begins with the name of an error.
 LAST_LINES = 3
+
+# Flags of train_net.py that studies hand on to every run.
+DATA_FLAGS = ("train_json", "train_images", "val_json", "val_images")
+PROCESS_FLAGS = ("num_gpus", "num_processes")
+
+
+def add_run_flags(parser: Any) -> None:
+    """Gives a parser, or a group of one, the flags of DATA_FLAGS and PROCESS_FLAGS."""
+    for flag in (*DATA_FLAGS, *PROCESS_FLAGS):
+        parser.add_argument(f"--{flag.replace('_', '-')}", default="", metavar="X", help="see train_net.py")
+
+
+def given_words(args: argparse.Namespace, flags: Sequence[str]) -> tuple[str, ...]:
+    """The words of those flags that were given."""
+    pairs = [(f"--{flag.replace('_', '-')}", getattr(args, flag)) for flag in flags]
+    return tuple(word for name, value in pairs if value for word in (name, value))
 
 
 @dataclass(frozen=True)

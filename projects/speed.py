@@ -119,7 +119,7 @@ def run(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         ConfigError: options that cannot work, or no precision that this device has.
     """
     _check(args)
-    precisions, skipped = _usable_precisions(args.precision, device)
+    precisions, skipped = usable_precisions(args.precision, device)
     for reason in skipped:
         print(f"skipped: {reason}", flush=True)
     files = args.config_file or [str(CONFIGS / name) for name in MAIN_CONFIGS]
@@ -157,7 +157,7 @@ def _check(args: argparse.Namespace) -> None:
         )
 
 
-def _usable_precisions(wanted: Sequence[str] | None, device: torch.device) -> tuple[list[str], list[str]]:
+def usable_precisions(wanted: Sequence[str] | None, device: torch.device) -> tuple[list[str], list[str]]:
     """Those that torch has on the device, and why it lacks the others."""
     wanted = wanted or (list(PRECISIONS) if device.type == "cuda" else ["fp32"])
     reasons = {precision: can_compute(precision, device) for precision in dict.fromkeys(wanted)}

@@ -25,14 +25,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from projects.ablation_rows import build_rows, print_tables
 from projects.ablation_study import Settings, run_rows, study_tables
+from projects.runs import DATA_FLAGS, PROCESS_FLAGS, add_run_flags, given_words
 from segzoo.engine.ablations import read_ablations, select_rows
 from segzoo.engine.checkpoint import write_atomically
 from segzoo.errors import ConfigError, SegZooError
 
 ROOT = Path(__file__).resolve().parents[1]
-# Flags of train_net.py that every run is given.
-DATA_FLAGS = ("train_json", "train_images", "val_json", "val_images")
-PROCESS_FLAGS = ("num_gpus", "num_processes")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,8 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--max-iter", type=int, default=0, metavar="N", help="of every training; default: its recipe's"
     )
     running.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config keys after those of a row")
-    for flag in (*DATA_FLAGS, *PROCESS_FLAGS):
-        running.add_argument(f"--{flag.replace('_', '-')}", default="", metavar="X", help="see train_net.py")
+    add_run_flags(running)
     return parser
 
 
@@ -90,9 +87,9 @@ def _run(args: argparse.Namespace) -> int:
     rows = read_ablations(args.files[0])
     settings = Settings(
         output=args.output,
-        data_words=_given(args, DATA_FLAGS),
+        data_words=given_words(args, DATA_FLAGS),
         max_iter=args.max_iter,
-        process_words=_given(args, PROCESS_FLAGS),
+        process_words=given_words(args, PROCESS_FLAGS),
         options=tuple(args.opts),
     )
     results = []
@@ -107,12 +104,6 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"rows": [one.as_dict() for one in results]}))
     return 1 if any(one.error for one in results) else 0
-
-
-def _given(args: argparse.Namespace, flags: Sequence[str]) -> tuple[str, ...]:
-    """The words of the flags that were given."""
-    pairs = [(f"--{flag.replace('_', '-')}", getattr(args, flag)) for flag in flags]
-    return tuple(word for name, value in pairs if value for word in (name, value))
 
 
 if __name__ == "__main__":

@@ -163,9 +163,9 @@ class CocoEvaluator(DatasetEvaluator):
             return {}
         if not detections:
             logger.warning("no detections on %s: every AP is 0", self.dataset_name)
-        results = {"bbox": coco_metrics(truth, [_box_detection(one) for one in detections], "bbox", self.engine)}
+        results = {"bbox": coco_metrics(truth, [box_detection(one) for one in detections], "bbox", self.engine)}
         if has_masks and truth.has_masks:
-            masks = [_mask_detection(one) for one in detections if "segmentation" in one]
+            masks = [mask_detection(one) for one in detections if "segmentation" in one]
             results["segm"] = coco_metrics(truth, masks, "segm", self.engine)
             if self.measures_boundaries:
                 results["boundary"] = coco_metrics(truth, masks, "boundary", self.engine)
@@ -208,12 +208,14 @@ def _as_text(rle: dict) -> dict:
     return {"size": list(rle["size"]), "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
 
 
-def _box_detection(detection: dict) -> dict:
+def box_detection(detection: dict) -> dict:
+    """A detection as the engines measure its box: without the mask, with the box's area."""
     _, _, width, height = detection["bbox"]
     return {**{key: value for key, value in detection.items() if key != "segmentation"}, "area": width * height}
 
 
-def _mask_detection(detection: dict) -> dict:
+def mask_detection(detection: dict) -> dict:
+    """A detection with a mask as the engines measure it, with the mask's area."""
     # Without the box: the engines would take the detection's area from it.
     area = float(coco_mask.area(detection["segmentation"]))
     return {**{key: value for key, value in detection.items() if key != "bbox"}, "area": area}

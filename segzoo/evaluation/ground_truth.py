@@ -28,6 +28,7 @@ class GroundTruth:
             masks, segmentation (compressed RLE).
         has_masks: whether the json has segmentations.
         image_ids, category_ids: {whole number: the json's own spelling}, for result files.
+        annotation_ids: {id of `annotations`: the json's own}, for messages.
         notes: what was repaired or dropped, by reason, with the first annotation ids.
     """
 
@@ -37,6 +38,7 @@ class GroundTruth:
     has_masks: bool = False
     image_ids: dict[int, Any] = field(default_factory=dict)
     category_ids: dict[int, Any] = field(default_factory=dict)
+    annotation_ids: dict[int, Any] = field(default_factory=dict)
     notes: Tally = field(default_factory=Tally)
 
 
@@ -85,6 +87,7 @@ def ground_truth_of(raw: dict[str, Any], json_file: str, image_root: str = "") -
             truth.notes.add(error.message, entry.get("id") if isinstance(entry, dict) else entry)
         else:
             truth.annotations.append({**annotation, "id": len(truth.annotations) + 1})
+            truth.annotation_ids[len(truth.annotations)] = entry.get("id")
     if truth.notes:
         rows = truth.notes.rows()
         lines = "\n".join(f"  {count:>6} {reason} (annotation ids {ids})" for reason, count, ids in rows)

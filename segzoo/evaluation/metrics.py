@@ -42,7 +42,7 @@ def coco_metrics(truth: GroundTruth, detections: list[dict], iou_type: str, engi
         ConfigError: an unknown engine, or one that cannot measure `iou_type`.
     """
     check_engine(engine, measures_boundaries=iou_type == "boundary")
-    evaluation = _run_engine(truth, detections, iou_type, engine)
+    evaluation = run_engine(truth, detections, iou_type, engine)
     precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
     thresholds = evaluation.params.iouThrs
     metrics = {"AP": _percent(precision[:, :, :, 0, -1])}
@@ -80,7 +80,11 @@ def _percent(values: np.ndarray) -> float:
     return float(np.mean(measured)) * 100.0 if measured.size else float("nan")
 
 
-def _run_engine(truth: GroundTruth, detections: list[dict], iou_type: str, engine: str) -> Any:
+def run_engine(truth: GroundTruth, detections: list[dict], iou_type: str, engine: str) -> Any:
+    """The engine's evaluation with `eval["precision"]` (T, R, K, A, M), `eval["recall"]` (T, K, A, M) and `params`.
+
+    Arguments as for `coco_metrics`; -1 stands where there is nothing to find.
+    """
     quiet: dict[str, Any] = {}
     if engine == "faster":
         from faster_coco_eval import COCO

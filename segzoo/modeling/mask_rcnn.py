@@ -13,6 +13,7 @@ import logging
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
@@ -21,6 +22,7 @@ from detectron2.utils.events import EventStorage, has_event_storage
 from torch import Tensor
 
 from segzoo.geometry.paste import paste_as_rle
+from segzoo.modeling.mask_rcnn_pictures import map_pictures
 from segzoo.modeling.postprocess import build_instances
 from segzoo.modeling.preprocess import ImagePreprocessor
 from segzoo.modeling.shared_masks import SharedMasks
@@ -98,6 +100,10 @@ class MaskRCNN(GeneralizedRCNN):
             size = (entry.get("height", detections.image_size[0]), entry.get("width", detections.image_size[1]))
             outputs.append({"instances": self._output(detections, size)})
         return outputs
+
+    def map_pictures(self, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Pictures of what the masks of one image come from, by title; see `segzoo.modeling.mask_rcnn_pictures`."""
+        return map_pictures(self, inputs)
 
     def _output(self, detections: Instances, size: tuple[int, int]) -> Instances:
         """Detections at network size to Instances at `size` (H, W)."""

@@ -115,7 +115,9 @@ class Model:
     """A model of the comparison with all that was measured of it.
 
     name: such as "polarmask". config: the file. mean_iou: of all objects with the best detection of their class.
-    failures: with the largest loss of IoU first. notes: what a reader must know.
+    score_threshold, best_f1: the score above which precision and recall at IoU 0.5 balance best, and their harmonic
+    mean there (0..1); pictures show the detections above it. failures: with the largest loss of IoU first. notes: what
+    a reader must know.
     """
 
     name: str
@@ -126,6 +128,8 @@ class Model:
     speeds: list[Speed] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
     mean_iou: float | None = None
+    score_threshold: float = 0.0
+    best_f1: float | None = None
     failures: list[Failure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -167,9 +171,8 @@ class Comparison:
     """All that a report shows.
 
     title: of the page. conditions: (what, value) that all figures belong to: data, budget, device, versions, date.
-    speed_conditions: one sentence for the speed table. tasks: measured ones in their order, of bbox, segm, boundary.
-    class_counts: class -> annotated objects of the evaluated set, without crowds. min_score: below which detections are
-    not drawn.
+    speed_conditions: one sentence for the speed table. tasks: measured ones in their order, of segm, boundary, bbox.
+    class_counts: class -> annotated objects of the evaluated set, without crowds.
     """
 
     title: str
@@ -179,7 +182,6 @@ class Comparison:
     tasks: list[str]
     speed_conditions: str = ""
     gallery: list[GalleryImage] = field(default_factory=list)
-    min_score: float = 0.3
     notes: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
