@@ -77,7 +77,8 @@ def paper_rows() -> list[PaperRow]:
             if key not in counted:
                 size = (row.image_size[0], row.image_size[1])
                 counted[key] = _count(row_config(row, get_cfg()), size)
-            result.ours, result.notes = _figures(counted[key], paper), counted[key].notes
+            result.ours = _figures(counted[key], paper)
+            result.notes = [*counted[key].notes, *filter(None, [row.note])]
         rows.append(result)
     return rows
 
