@@ -78,7 +78,7 @@ def test_paper_rows_fcos_has_the_papers_figures(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(projects.costs, "counted_size", lambda cfg: (128, 128))
+    monkeypatch.setattr(projects.costs, "counted_size", lambda cfg, image_size: (128, 128))
 
 
 @pytest.mark.usefixtures("small_sizes")
