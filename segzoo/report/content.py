@@ -5,6 +5,7 @@ Whoever measures fills these; `segzoo.report.page` and `segzoo.report.markdown` 
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -136,7 +137,7 @@ class Model:
     def values(self, task: str, metric: str) -> list[float]:
         """The metric of all runs that have it, percent."""
         found = [run.results.get(task, {}).get(metric) for run in self.runs]
-        return [value for value in found if value is not None]
+        return [value for value in found if value is not None and math.isfinite(value)]
 
     def mean(self, task: str, metric: str) -> float | None:
         """Mean over seeds, percent; None where no run has the metric."""
