@@ -10,16 +10,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from projects import get_cfg
-from projects.runs import Record, Run, execute, read_metrics
+from projects.runs import Record, Run, data_texts, execute, read_metrics, recorded
 from segzoo.config import merge_config
 from segzoo.engine.ablations import Row, kind_of, row_config
-from segzoo.engine.device import device_text
+from segzoo.engine.environment import environment_text, read_environment
 from segzoo.engine.evaluate import trained_weights
 from segzoo.engine.schedule import scaled_schedule
 from segzoo.engine.setup import CONFIG_NAME
+from segzoo.engine.stop import TrainingStopped
 from segzoo.errors import ConfigError, SegZooError
 from segzoo.evaluation.complexity import build_for_counting, measure_complexity
 
@@ -85,9 +84,27 @@ def run_rows(
                 measured.notes.append(f"the paper cites {row.cited}")
             else:
                 _measure(row, by_id.get(row.model_of, row), settings, measured, do)
+        except TrainingStopped:
+            # Whoever asked for the end means all rows.
+            raise
         except SegZooError as error:
             measured.error = str(error)
+        except Exception as error:
+            # A library's error in one row, too, fails that row alone.
+            measured.error = f"{type(error).__name__}: {error}"
         yield measured
+
+
+def done_rows(rows: Sequence[Row], settings: Settings) -> list[Measured]:
+    """Rows that an earlier call, or another machine with the same folder, has measured; nothing is trained."""
+    by_id = {row.id: row for row in rows}
+    begun = [
+        row
+        for row in rows
+        if "train" in row.kinds
+        and os.path.isfile(os.path.join(settings.output, f"{by_id.get(row.model_of, row).id}.json"))
+    ]
+    return [measured for measured in run_rows(rows, begun, settings, do=recorded) if not measured.error]
 
 
 def _measure(row: Row, origin: Row, settings: Settings, measured: Measured, do: Callable[[Run, str], Record]) -> None:
@@ -96,14 +113,13 @@ def _measure(row: Row, origin: Row, settings: Settings, measured: Measured, do: 
         measured.conditions = "{} x {} px".format(*row.image_size)
     if not {"train", "speed"} & set(row.kinds):
         return
-    unscored = next((part for part in UNSCORED if part in row.dataset and not settings.data_words), "")
-    if "train" in row.kinds and unscored:
+    if "train" in row.kinds and _is_unscored(row) and not settings.data_words:
         measured.notes.append(f"{row.dataset} is scored by a server alone; measured on the recipe's own test set")
     training = training_run(origin, settings)
     record = do(training, settings.output)
     trained = folder = os.path.join(settings.output, training.name)
     last = record
-    if record.state == "done" and row is not origin and row.options != origin.options:
+    if record.state == "done" and _needs_evaluation(row, origin, settings):
         evaluation = evaluation_run(row, trained, settings)
         last, folder = do(evaluation, settings.output), os.path.join(settings.output, evaluation.name)
     if last.state != "done":
@@ -112,6 +128,8 @@ def _measure(row: Row, origin: Row, settings: Settings, measured: Measured, do: 
     measured.figures |= metric_figures(row, content)
     measured.conditions = ", ".join(filter(None, [measured.conditions, _conditions(trained, content, record)]))
     measured.notes += [f"{column} is not measured by a run" for column in row.figures if column == "network FPS"]
+    if {"FPS", "ms"} & set(measured.figures):
+        measured.notes.append("speed: from the resized image to run lengths, without reading and resizing")
 
 
 def training_run(row: Row, settings: Settings) -> Run:
@@ -135,7 +153,23 @@ def evaluation_run(row: Row, folder: str, settings: Settings) -> Run:
     """
     weights = trained_weights("", folder)
     flags = ("--config-file", row.config_file, "--eval-only", *settings.data_words, *settings.process_words)
-    return Run(row.id, (*flags, *row.words, *settings.options, "MODEL.WEIGHTS", weights))
+    keeps_data = settings.data_words or _is_unscored(row) or not row.dataset
+    data = () if keeps_data else ("DATASETS.TEST", f"('{row.dataset}',)")
+    name = row.id if row.model_of else f"{row.id}_evaluation"
+    return Run(name, (*flags, *row.words, *data, *settings.options, "MODEL.WEIGHTS", weights))
+
+
+def _needs_evaluation(row: Row, origin: Row, settings: Settings) -> bool:
+    """Whether the figures of the model's training are not this row's: other options, or another data set."""
+    if row is not origin and row.options != origin.options:
+        return True
+    if settings.data_words or not row.dataset or _is_unscored(row):
+        return False
+    return tuple(row_config(row, get_cfg()).DATASETS.TEST) != (row.dataset,)
+
+
+def _is_unscored(row: Row) -> bool:
+    return any(part in row.dataset for part in UNSCORED)
 
 
 def metric_figures(row: Row, content: Mapping[str, Any]) -> dict[str, float]:
@@ -176,10 +210,14 @@ def _conditions(folder: str, content: Mapping[str, Any], record: Record) -> str:
         content: of the evaluation.
     """
     cfg = merge_config(get_cfg(), os.path.join(folder, CONFIG_NAME))
-    device = device_text(torch.device(cfg.MODEL.DEVICE))
+    train, test = data_texts(cfg)
+    evaluated = str(content.get("dataset", ""))
+    # The user's own file has a name in the catalog that says nothing.
+    data = f"trained on {train}, evaluated on {test if evaluated.endswith('_json') else evaluated}"
     schedule = f"{cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH}"
+    device = environment_text(read_environment(folder))
     commit = f"commit {record.commit}" if record.commit else ""
-    parts = [content.get("dataset", ""), schedule, device, f"{record.minutes:.0f} minutes", commit]
+    parts = [data, schedule, device, f"{record.minutes:.0f} minutes", commit]
     return ", ".join(part for part in parts if part)
 
 

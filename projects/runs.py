@@ -7,25 +7,33 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import fcntl
 import json
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+from detectron2.config import CfgNode
+
 from segzoo.engine.checkpoint import LAST_CHECKPOINT, write_atomically
-from segzoo.errors import ConfigError, TrainingError
+from segzoo.engine.stop import TrainingInterrupted, TrainingStopped
+from segzoo.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 # Endings of train_net.py after which it can go on: Ctrl-C, and a cluster's SIGTERM.
-INTERRUPTED = (130, 75)
+INTERRUPTED = {error.exit_code: error for error in (TrainingInterrupted, TrainingStopped)}
 # Lines at the end of a log that say why a run failed, where none begins with the name of an error.
 LAST_LINES = 3
 
@@ -87,19 +95,44 @@ def execute(run: Run, output: str, *, program: Sequence[str] = (sys.executable, 
         what became of it, "done" or "failed"; a failed run is tried again by the next call.
 
     Raises:
-        ConfigError: the folder holds a run with another command line.
-        TrainingError: it was interrupted: the next call goes on with it.
-        KeyboardInterrupt: Ctrl-C, after the run has ended in its own way.
+        ConfigError: the folder holds a run with another command line, or one that is being done right now.
+        TrainingStopped, TrainingInterrupted: SIGTERM or Ctrl-C, which the run was handed; it has ended in its own way,
+            with a checkpoint, and the next call goes on with it.
     """
     path, folder = os.path.join(output, f"{run.name}.json"), os.path.join(output, run.name)
-    record = read_record(path) or Record()
+    record = check_record(run, output)
+    if record.state == "done":
+        return record
+    with _locked(os.path.join(output, f"{run.name}.lock"), folder) as lock:
+        return _execute(run, path, folder, record, program, lock)
+
+
+def check_record(run: Run, output: str) -> Record:
+    """What is known of a run before it is done.
+
+    Raises:
+        ConfigError: the folder holds a run with another command line.
+    """
+    path, folder = os.path.join(output, f"{run.name}.json"), os.path.join(output, run.name)
+    record = read_record(path) or Record(state="")
     if record.words and record.words != list(run.words):
         raise ConfigError(
             f"{folder} holds another run: {shlex.join(record.words)}",
             f"give another --output, or remove {folder} and {path}; asked for is {shlex.join(run.words)}",
         )
-    if record.state == "done":
-        return record
+    return record
+
+
+def recorded(run: Run, output: str) -> Record:
+    """What became of a run, without doing it; stands in for `execute`."""
+    record = check_record(run, output)
+    if record.state in ("", "running"):
+        record.error = "was not trained" if not record.state else "did not come to its end"
+        record.state = "failed"
+    return record
+
+
+def _execute(run: Run, path: str, folder: str, record: Record, program: Sequence[str], lock: int) -> Record:
     record = Record(list(run.words), "running", commit_of(ROOT), _now(), record.minutes)
     _write_record(path, record)
     can_resume = run.is_training and os.path.isfile(os.path.join(folder, LAST_CHECKPOINT))
@@ -107,15 +140,15 @@ def execute(run: Run, output: str, *, program: Sequence[str] = (sys.executable, 
     if not can_resume:
         # Of an attempt that did not get as far as a checkpoint; train_net.py would not write over it.
         shutil.rmtree(folder, ignore_errors=True)
-    log = os.path.join(output, f"{run.name}.log")
+    log = f"{folder}.log"
     start = time.monotonic()
     try:
-        code = _call([*program, *flags, *run.words, "OUTPUT_DIR", folder], log)
+        code = _call([*program, *flags, *run.words, "OUTPUT_DIR", folder], log, lock)
     finally:
         record.minutes += (time.monotonic() - start) / 60
         _write_record(path, record)
     if code in INTERRUPTED:
-        raise TrainingError(f"{folder} was interrupted (exit code {code})", "the same command goes on with it")
+        raise INTERRUPTED[code](f"{folder} was interrupted (exit code {code})", "the same command goes on with it")
     record.state = "failed" if code else "done"
     record.error = f"exit code {code}: {_reason(log)}" if code else ""
     _write_record(path, record)
@@ -157,6 +190,18 @@ def read_metrics(folder: str) -> dict[str, Any]:
     return content
 
 
+def data_texts(cfg: CfgNode) -> tuple[str, str]:
+    """What a run was trained and evaluated on, in words: names of sets, and of the user's own files."""
+    texts = []
+    for names, own_file in (
+        (cfg.DATASETS.TRAIN, cfg.DATASETS.TRAIN_JSON),
+        (cfg.DATASETS.TEST, cfg.DATASETS.VAL_JSON),
+    ):
+        own = [os.path.basename(own_file) if name.endswith("_json") and own_file else name for name in names]
+        texts.append(", ".join(own))
+    return texts[0], texts[1]
+
+
 def commit_of(folder: Path) -> str:
     """The short commit of a clone, with "+" where tracked files differ from it; "" outside of one."""
     try:
@@ -171,15 +216,66 @@ def commit_of(folder: Path) -> str:
     return described.stdout.strip() if described.returncode == 0 else ""
 
 
-def _call(command: Sequence[str], log: str) -> int:
-    """Runs a command into the end of a log; Ctrl-C reaches it too, and is passed on when it has ended."""
-    with open(log, "a", encoding="utf-8") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+@contextmanager
+def _locked(path: str, folder: str) -> Iterator[int]:
+    """Keeps others from a run; the run's own process holds the lock, too, should this one be killed.
+
+    Raises:
+        ConfigError: another process has it.
+    """
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with open(path, "w", encoding="utf-8") as stream:
         try:
-            return process.wait()
-        except KeyboardInterrupt:
-            process.wait()
-            raise
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{folder} is being worked on by another process", "wait for it, or stop it") from None
+        yield stream.fileno()
+
+
+def _call(command: Sequence[str], log: str, lock: int) -> int:
+    """Runs a command into the end of a log; SIGTERM and Ctrl-C are handed to it, and it ends in its own way."""
+    with open(log, "a", encoding="utf-8") as stream:
+        with _Relay() as relay:
+            # A session of its own: a terminal's Ctrl-C would reach it beside ours, and a second one ends it at once.
+            relay.process = subprocess.Popen(
+                command,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                pass_fds=(lock,),
+            )
+            if relay.signal:
+                relay.process.send_signal(relay.signal)
+            return relay.process.wait()
+
+
+class _Relay:
+    """Hands SIGTERM and SIGINT on to a process, also one that came just before it was started.
+
+    Elsewhere than in the main thread no signal can be caught, and none comes.
+    """
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen | None = None
+        self.signal = 0
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> _Relay:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {
+                number: signal.signal(number, self._hand_on) for number in (signal.SIGTERM, signal.SIGINT)
+            }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _hand_on(self, number: int, _: FrameType | None) -> None:
+        self.signal = number
+        if self.process is not None:
+            self.process.send_signal(number)
 
 
 def _reason(log: str) -> str:

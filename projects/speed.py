@@ -36,6 +36,7 @@ from projects import get_cfg
 from projects.catalog import CONFIGS, MAIN_CONFIGS
 from segzoo.config import merge_config
 from segzoo.data.image_io import read_image
+from segzoo.engine.environment import environment_of
 from segzoo.engine.predictor import Predictor
 from segzoo.errors import ConfigError
 from segzoo.evaluation.speed import (
@@ -43,7 +44,6 @@ from segzoo.evaluation.speed import (
     SpeedRow,
     Subject,
     can_compute,
-    conditions,
     measure_in_turns,
     speed_table,
     warnings_of,
@@ -297,7 +297,7 @@ def _conditions(args: argparse.Namespace, device: torch.device, images: Sequence
         "warm_up": args.warm_up,
         "options": args.opts,
     }
-    return {"part": "speed", **settings, **conditions(device)}
+    return {"part": "speed", **settings, **environment_of(device)}
 
 
 def _print(rows: Sequence[SpeedRow], values: Mapping[str, Any], *, markdown: bool) -> None:

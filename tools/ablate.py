@@ -7,7 +7,8 @@
         --train-json train.json --train-images images --val-json val.json --val-images images
 
 Each row is trained and evaluated in a folder of its own below --output; done ones are not done again, interrupted ones
-go on. After every row <output>/ablations.md and ablations.json have the tables so far. A dry run downloads nothing and
+go on. After every row <output>/ablations.md and ablations.json have the tables of all rows measured so far, also by
+earlier calls and other machines with the same folder. A dry run downloads nothing and
 reads no data. Exit code 0: every row was built or measured. 1: some were not; the others are there all the same. 2: an
 unknown row, or a file that is at fault.
 """
@@ -24,10 +25,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from projects.ablation_rows import build_rows, print_tables
-from projects.ablation_study import Settings, run_rows, study_tables
+from projects.ablation_study import Measured, Settings, done_rows, run_rows, study_tables
 from projects.runs import DATA_FLAGS, PROCESS_FLAGS, add_run_flags, given_words
-from segzoo.engine.ablations import read_ablations, select_rows
+from segzoo.engine.ablations import Row, read_ablations, select_rows
 from segzoo.engine.checkpoint import write_atomically
+from segzoo.engine.setup import prepare_output_dir
 from segzoo.errors import ConfigError, SegZooError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     running.add_argument(
         "--max-iter", type=int, default=0, metavar="N", help="of every training; default: its recipe's"
     )
+    running.add_argument("--report-only", action="store_true", help="the tables of what was measured; trains nothing")
     running.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config keys after those of a row")
     add_run_flags(running)
     return parser
@@ -60,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.json:
             print(json.dumps({"error": error.message}))
         return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C; the same command goes on", file=sys.stderr)
+        return 130
 
 
 def _build(args: argparse.Namespace) -> int:
@@ -92,18 +98,28 @@ def _run(args: argparse.Namespace) -> int:
         process_words=given_words(args, PROCESS_FLAGS),
         options=tuple(args.opts),
     )
+    prepare_output_dir(args.output, must_be_new=False)
+    chosen = [] if args.report_only else select_rows(rows, args.row)
     results = []
-    for measured in run_rows(rows, select_rows(rows, args.row), settings):
+    for measured in run_rows(rows, chosen, settings):
         results.append(measured)
         print(f"{measured.row.id}: {measured.error or measured.figures}", flush=True)
-        os.makedirs(args.output, exist_ok=True)
-        write_atomically(os.path.join(args.output, "ablations.md"), study_tables(results))
-        content = json.dumps([one.as_dict() for one in results], indent=1)
-        write_atomically(os.path.join(args.output, "ablations.json"), content + "\n")
+        _write(args.output, rows, results, done_rows(rows, settings))
+    results = _write(args.output, rows, results, done_rows(rows, settings))
     print(study_tables(results))
     if args.json:
         print(json.dumps({"rows": [one.as_dict() for one in results]}))
     return 1 if any(one.error for one in results) else 0
+
+
+def _write(output: str, rows: Sequence[Row], own: Sequence[Measured], done: Sequence[Measured]) -> list[Measured]:
+    """Writes the tables of this call's rows and of those that were measured before, in the file's order."""
+    by_id = {one.row.id: one for one in (*done, *own)}
+    results = [by_id[row.id] for row in rows if row.id in by_id]
+    write_atomically(os.path.join(output, "ablations.md"), study_tables(results))
+    content = json.dumps([one.as_dict() for one in results], indent=1)
+    write_atomically(os.path.join(output, "ablations.json"), content + "\n")
+    return results
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from projects.compare.study import Trained
 from segzoo.data.image_io import read_image
-from segzoo.data.registration import load_dataset
+from segzoo.data.registration import load_dataset, load_metadata
 from segzoo.engine.predictor import Predictor
 from segzoo.errors import ConfigError
 from segzoo.evaluation.ground_truth import GroundTruth
@@ -46,7 +46,11 @@ def gallery_records(truth: GroundTruth, dataset: str, count: int) -> list[dict[s
 
 
 def draw_gallery(
-    trained: Sequence[Trained], predictors: Mapping[str, Predictor], truth: GroundTruth, records: Sequence[dict]
+    trained: Sequence[Trained],
+    predictors: Mapping[str, Predictor],
+    truth: GroundTruth,
+    dataset: str,
+    records: Sequence[dict],
 ) -> list[GalleryImage]:
     """Pictures of images through all models.
 
@@ -54,24 +58,27 @@ def draw_gallery(
         trained: the models; those without a predictor are left out.
         predictors: by name.
         truth: what is drawn first.
+        dataset: registered name of the set, for its classes.
         records: dataset dicts of the images.
     """
     gallery = []
+    # In the order of the model's classes, which need not be the json's.
+    class_names = load_metadata(dataset).thing_classes
     for record in records:
         image = read_image(record["file_name"], "BGR")
         shown = GalleryImage(os.path.basename(record["file_name"]), _jpeg(_draw_truth(image, truth, record)))
         for one in trained:
             if one.entry.name in predictors:
-                panels = _panels(image, predictors[one.entry.name], one, truth)
+                panels = _panels(image, predictors[one.entry.name], one.model.score_threshold, class_names)
                 shown.rows.append(GalleryRow(one.entry.name, panels))
         gallery.append(shown)
     return gallery
 
 
-def _panels(image: np.ndarray, predictor: Predictor, trained: Trained, truth: GroundTruth) -> list[tuple[str, bytes]]:
-    names = list(truth.categories.values())
-    found = draw_instances(image, predictor(image), names, trained.model.score_threshold)
-    pictures = {"found": found}
+def _panels(
+    image: np.ndarray, predictor: Predictor, threshold: float, class_names: Sequence[str]
+) -> list[tuple[str, bytes]]:
+    pictures = {"found": draw_instances(image, predictor(image), class_names, threshold)}
     if hasattr(predictor.model, "map_pictures"):
         pictures |= predictor.map_pictures(image)
     return [(title, _jpeg(picture)) for title, picture in pictures.items()]
@@ -92,12 +99,14 @@ def add_failures(trained: Sequence[Trained], truth: GroundTruth, dataset: str, c
     """Gives each model the objects with the largest loss of IoU beside the best of all models.
 
     Args:
-        trained: those with `found` are compared.
+        trained: those with `found` are compared; where some have masks, those alone.
         truth: the objects.
         dataset: registered name of the set.
         count: failures of a model.
     """
-    compared = [one for one in trained if one.found is not None]
+    found = [one for one in trained if one.found is not None]
+    has_masks = any(one.iou_type == "segm" for one in found)
+    compared = [one for one in found if one.iou_type == ("segm" if has_masks else "bbox")]
     annotations = {annotation["id"]: annotation for annotation in truth.annotations}
     files = {int(record["image_id"]): record["file_name"] for record in load_dataset(dataset)}
     for one in compared:

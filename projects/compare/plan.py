@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from detectron2.config import CfgNode
 
 from projects import get_cfg
 from projects.catalog import CONFIGS, MAIN_CONFIGS, ROOT
-from projects.runs import Record, Run, execute
+from projects.runs import DATA_FLAGS, Record, Run, check_record, execute, read_record, recorded
 from segzoo.config import merge_config
 from segzoo.engine.schedule import scaled_schedule
+from segzoo.engine.setup import prepare_output_dir
 from segzoo.errors import ConfigError
 
 METHODS = ("polarmask", "centermask", "orienmask", "fcosis", "mask_rcnn")
@@ -35,6 +36,18 @@ SUITES: dict[str, dict[str, str]] = {
     | {"centermask": "quick/centermask_EffLite0_scenes.yaml"},
     "papers": dict(zip(METHODS, MAIN_CONFIGS, strict=True)),
 }
+# What a suite changes in its models, so that they see the same pixels with the same optimiser: the input of the two
+# methods that need one size, and of Mask R-CNN's recipe the others' optimiser.
+ADAMW = (
+    *("SOLVER.OPTIMIZER", "ADAMW", "SOLVER.BASE_LR", "0.001", "SOLVER.BACKBONE_LR_FACTOR", "0.3"),
+    *("SOLVER.WEIGHT_DECAY", "0.05", "SOLVER.WEIGHT_DECAY_BIAS", "0.0", "SOLVER.WEIGHT_DECAY_NORM", "0.0"),
+    *("SOLVER.WARMUP_ITERS", "50", "SOLVER.WARMUP_FACTOR", "0.1"),
+)
+SUITE_OPTIONS: dict[str, tuple[str, ...]] = {
+    "small": ("INPUT.RESIZE", "fixed", "INPUT.FIXED_SIZE", "(320, 320)", *ADAMW),
+    "scenes": ("INPUT.RESIZE", "fixed", "INPUT.FIXED_SIZE", "(256, 256)"),
+    "papers": (),
+}
 # Iterations that tell how long one takes; the first of them, while caches are cold, do not count.
 CALIBRATION_ITERATIONS = 14
 CALIBRATION_WARM_UP = 4
@@ -43,11 +56,12 @@ CALIBRATION_FOLDER = "calibration"
 
 @dataclass(frozen=True)
 class Entry:
-    """A model to compare: its name in folders, its title on the page, the path of its config."""
+    """A model to compare: its name in folders, its title on the page, the path of its config, KEY VALUE words."""
 
     name: str
     title: str
     config: str
+    options: tuple[str, ...] = ()
 
     @property
     def short_config(self) -> str:
@@ -107,7 +121,7 @@ def choose_entries(suite: str, methods: Sequence[str], config_files: Sequence[st
     if unknown:
         raise ConfigError(f"unknown method {unknown[0]!r}", f"use {', '.join(METHODS)}, or --config-file")
     chosen = methods or (() if config_files else METHODS)
-    entries = [Entry(name, TITLES[name], str(CONFIGS / SUITES[suite][name])) for name in chosen]
+    entries = [Entry(name, TITLES[name], str(CONFIGS / SUITES[suite][name]), SUITE_OPTIONS[suite]) for name in chosen]
     for words in config_files:
         name, _, file = words.rpartition("=")
         entries.append(Entry(name or Path(file).stem, name or Path(file).stem, file))
@@ -118,21 +132,63 @@ def choose_entries(suite: str, methods: Sequence[str], config_files: Sequence[st
     return entries
 
 
-def check_batches(entries: Sequence[Entry], budget: Budget, settings: Settings) -> None:
-    """Refuses equal iterations of unequal batches: one model would see more images than another.
+def check_plan(entries: Sequence[Entry], budget: Budget, settings: Settings) -> None:
+    """Refuses what could not be compared, before anything is trained.
 
     Raises:
-        ConfigError: see above, or what `merge_config` refuses.
+        ConfigError: iterations of unequal batches, by which one model would see more images than another; data that is
+            absent, differs, or is scored by LVIS's rule; an output folder that cannot be written, or that holds other
+            trainings; what `merge_config` refuses.
     """
-    batches = {entry.name: read_entry(entry, budget, settings).SOLVER.IMS_PER_BATCH for entry in entries}
+    configs = {entry.name: read_entry(entry, budget, settings) for entry in entries}
+    batches = {name: cfg.SOLVER.IMS_PER_BATCH for name, cfg in configs.items()}
     if budget.max_iter and len(set(batches.values())) > 1:
         listed = ", ".join(f"{name} {batch}" for name, batch in batches.items())
         raise ConfigError(f"the configs have batches of different sizes: {listed}", "give --batch, or --minutes")
+    _check_data(configs, settings)
+    prepare_output_dir(settings.output, must_be_new=False)
+    for run in known_runs(entries, budget, settings):
+        check_record(run, settings.output)
+
+
+def _check_data(configs: Mapping[str, CfgNode], settings: Settings) -> None:
+    given = set(settings.data_words[::2])
+    wanted = {f"--{flag.replace('_', '-')}" for flag in DATA_FLAGS}
+    if given and given != wanted:
+        raise ConfigError(f"{', '.join(sorted(wanted - given))} is missing", f"give all of {', '.join(sorted(wanted))}")
+    formats = {cfg.DATASETS.VAL_FORMAT for cfg in configs.values()}
+    if formats != {"coco"}:
+        raise ConfigError(f"DATASETS.VAL_FORMAT {', '.join(sorted(formats))}", "only COCO's rule can be compared by")
+    if given:
+        return
+    data = {name: (tuple(cfg.DATASETS.TRAIN), tuple(cfg.DATASETS.TEST)) for name, cfg in configs.items()}
+    if len(set(data.values())) > 1:
+        listed = "; ".join(f"{name} {train} and {test}" for name, (train, test) in data.items())
+        raise ConfigError(f"the configs have different data: {listed}", "give --train-json and its relatives for all")
+    train, test = next(iter(data.values()))
+    if not train or len(test) != 1 or test[0].startswith("lvis"):
+        raise ConfigError(
+            f"DATASETS.TRAIN is {train}, DATASETS.TEST is {test}", "give --train-json, --train-images, --val-json and "
+            "--val-images, or one test set of COCO's rule"
+        )  # fmt: skip
+
+
+def known_runs(entries: Sequence[Entry], budget: Budget, settings: Settings) -> Iterator[Run]:
+    """The trainings whose number of iterations is known without timing any."""
+    for entry in entries:
+        iterations = budget.max_iter
+        if not iterations:
+            calibration = read_record(os.path.join(settings.output, CALIBRATION_FOLDER, f"{entry.name}.json"))
+            if calibration is None or calibration.state != "done":
+                continue
+            iterations = iterations_of(entry, budget, settings, do=recorded)
+        for seed in budget.seeds:
+            yield training_run(entry, seed, iterations, budget, settings)
 
 
 def read_entry(entry: Entry, budget: Budget, settings: Settings) -> CfgNode:
     """The config of a model with the options of the comparison, without a schedule."""
-    return merge_config(get_cfg(), entry.config, [*_shared_options(budget), *settings.options])
+    return merge_config(get_cfg(), entry.config, [*entry.options, *_shared_options(budget), *settings.options])
 
 
 def training_run(entry: Entry, seed: int, iterations: int, budget: Budget, settings: Settings) -> Run:
@@ -168,7 +224,7 @@ def calibration_run(entry: Entry, budget: Budget, settings: Settings) -> Run:
 def _words(entry: Entry, budget: Budget, settings: Settings, keys: dict[str, Any]) -> tuple[str, ...]:
     own = [str(word) for pair in keys.items() for word in pair]
     flags = ("--config-file", entry.config, *settings.data_words, *settings.process_words)
-    return (*flags, *_shared_options(budget), *settings.options, *own)
+    return (*flags, *entry.options, *_shared_options(budget), *settings.options, *own)
 
 
 def _shared_options(budget: Budget) -> list[str]:

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import datetime
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 
 from projects.compare.pictures import add_failures, draw_gallery, gallery_records
-from projects.compare.plan import Budget, Entry, Settings
+from projects.compare.plan import Budget, Entry, Settings, check_plan
 from projects.compare.study import (
     Trained,
     add_measurements,
     class_counts,
     conditions_of,
     final_weights,
+    kinds_apart,
     load_truth,
     measured_tasks,
     train_all,
 )
 from projects.compare.timing import measure_speed
-from projects.runs import Record, Run, execute, read_record
+from projects.runs import execute, recorded
 from projects.speed import usable_precisions
 from segzoo.data.image_io import read_image
+from segzoo.engine.environment import environment_of, environment_text
 from segzoo.engine.predictor import Predictor
+from segzoo.errors import ConfigError, SegZooError
 from segzoo.evaluation.ground_truth import GroundTruth
-from segzoo.evaluation.speed import conditions
 from segzoo.report.content import Comparison
 
 
@@ -66,11 +69,16 @@ def compare(
         say: is told how it goes.
 
     Raises:
-        TrainingError: a training was interrupted; the same call goes on with it.
+        ConfigError: see `check_plan`; nothing was trained and nothing shall be.
+        TrainingStopped: a training was interrupted; the same call goes on with it.
     """
+    check_plan(entries, budget, settings)
+    _check_report(report)
     trained = train_all(entries, budget, settings, do=execute if trains else recorded, say=say)
     models = [one.model for one in trained]
     finished = [one for one in trained if one.folder]
+    if not trains and not finished:
+        raise ConfigError(f"{settings.output} has no finished training of these", "leave --report-only out")
     truth = None
     comparison = Comparison(report.title or _title(finished), [], models, {}, measured_tasks(models))
     if finished:
@@ -78,19 +86,10 @@ def compare(
         assert cfg is not None
         truth = load_truth(cfg)
         _measure(comparison, finished, truth, report, cfg, say)
+    comparison.notes += kinds_apart(finished)
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    comparison.conditions = conditions_of(trained, budget, truth, conditions(_device(finished)), date)
+    comparison.conditions = conditions_of(trained, budget, truth, date)
     return comparison
-
-
-def recorded(run: Run, output: str) -> Record:
-    """What became of a run, without doing it."""
-    record = read_record(os.path.join(output, f"{run.name}.json")) or Record(state="failed", error="was not trained")
-    if record.words and record.words != list(run.words):
-        return Record(state="failed", error="was trained with other options")
-    if record.state == "running":
-        return Record(state="failed", error="did not come to its end")
-    return record
 
 
 def _title(finished: Sequence[Trained]) -> str:
@@ -98,9 +97,16 @@ def _title(finished: Sequence[Trained]) -> str:
     return f"Instance segmentation on {', '.join(names)}" if names else "Instance segmentation"
 
 
-def _device(finished: Sequence[Trained]) -> torch.device:
-    cfg = finished[0].cfg if finished else None
-    return torch.device(cfg.MODEL.DEVICE if cfg is not None else "cpu")
+def _check_report(report: ReportSettings) -> None:
+    """Refuses what would fail after hours of training."""
+    too_large = [batch for batch in report.speed_batches if batch > report.num_images]
+    if report.speed_repeats and too_large:
+        raise ConfigError(
+            f"--speed-batch {too_large[0]} with --images {report.num_images}",
+            "speed is measured on the gallery's images: give as many at least",
+        )
+    if report.speed_repeats and report.precisions:
+        usable_precisions(report.precisions, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _measure(
@@ -111,36 +117,67 @@ def _measure(
     cfg: CfgNode,
     say: Callable[[str], None],
 ) -> None:
-    """Fills everything but the trainings' own results."""
+    """Fills everything but the trainings' own results; a part that fails leaves a note instead."""
     for one in finished:
         say(f"{one.entry.title}: curves, objects and costs")
         add_measurements(one, truth)
     comparison.class_counts = class_counts(truth)
     dataset = cfg.DATASETS.TEST[0]
     records = gallery_records(truth, dataset, report.num_images)
-    device = _device(finished)
     predictors = {one.entry.name: _predictor(one) for one in finished}
     if report.speed_repeats and records:
         say("speed of all models in turns")
-        images = [read_image(record["file_name"], "BGR") for record in records]
-        precisions, skipped = usable_precisions(report.precisions, device)
-        batches = [batch for batch in report.speed_batches if batch <= len(images)]
-        comparison.notes += skipped + measure_speed(
-            comparison.models,
-            predictors,
-            images,
-            device=device,
-            batches=batches,
-            precisions=precisions,
-            repeats=report.speed_repeats,
-        )
-        comparison.speed_conditions = (
-            f"{len(images)} images of {dataset}, {report.speed_repeats} turns of all models, from the decoded image to "
-            "run lengths on the host; weights at the end of the first training"
-        )
+        with _noting(comparison, "speed"):
+            _measure_speed(comparison, predictors, records, report, dataset)
     say("pictures")
-    comparison.gallery = draw_gallery(finished, predictors, truth, records)
-    add_failures(finished, truth, dataset, report.num_failures)
+    with _noting(comparison, "gallery"):
+        comparison.gallery = draw_gallery(finished, predictors, truth, dataset, records)
+    with _noting(comparison, "failures"):
+        add_failures(finished, truth, dataset, report.num_failures)
+
+
+@contextmanager
+def _noting(comparison: Comparison, part: str) -> Iterator[None]:
+    """An image that cannot be read, or memory that is not enough, must not cost a report of hours."""
+    try:
+        yield
+    except (SegZooError, OSError, RuntimeError, ValueError) as error:
+        text = error.message if isinstance(error, SegZooError) else f"{type(error).__name__}: {error}"
+        comparison.notes.append(f"The {part} could not be made: {text}")
+
+
+def _measure_speed(
+    comparison: Comparison,
+    predictors: Mapping[str, Predictor],
+    records: Sequence[Mapping[str, Any]],
+    report: ReportSettings,
+    dataset: str,
+) -> None:
+    device = torch.device(next(iter(predictors.values())).cfg.MODEL.DEVICE)
+    images = [read_image(record["file_name"], "BGR") for record in records]
+    precisions, skipped = usable_precisions(report.precisions, device)
+    batches = [batch for batch in report.speed_batches if batch <= len(images)]
+    comparison.notes += skipped + [
+        f"No speed of batches of {batch}: the set has {len(images)} images with objects"
+        for batch in report.speed_batches
+        if batch > len(images)
+    ]
+    comparison.notes += measure_speed(
+        comparison.models,
+        predictors,
+        images,
+        device=device,
+        batches=batches,
+        precisions=precisions,
+        repeats=report.speed_repeats,
+    )
+    environment = environment_of(device)
+    comparison.speed_conditions = (
+        f"{len(images)} images of {dataset}, {report.speed_repeats} turns of all models, from the decoded image to run "
+        f"lengths on the host; weights at the end of the first training; {environment_text(environment)}"
+    )
+    if environment["tf32"] and environment["tf32"]["convolutions"]:
+        comparison.speed_conditions += "; fp32 with convolutions in TF32"
 
 
 def _predictor(trained: Trained) -> Predictor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,12 +13,14 @@ from detectron2.config import CfgNode
 from projects import get_cfg
 from projects.compare.plan import Budget, Entry, Settings, iterations_of, training_run
 from projects.costs import count_config
-from projects.runs import Record, Run, execute, read_metrics
+from projects.runs import Record, Run, data_texts, execute, read_metrics
 from segzoo.config import merge_config
 from segzoo.data.coco_json import lossless_int
 from segzoo.data.registration import load_metadata
 from segzoo.engine.checkpoint import FINAL_NAME
+from segzoo.engine.environment import environment_text, read_environment
 from segzoo.engine.setup import CONFIG_NAME, register_datasets
+from segzoo.engine.stop import TrainingStopped
 from segzoo.errors import ConfigError, SegZooError
 from segzoo.evaluation.coco import RESULTS_FILE, box_detection, mask_detection
 from segzoo.evaluation.curves import precision_curves
@@ -46,8 +48,8 @@ class Trained:
 
     @property
     def iou_type(self) -> str:
-        """What its objects are compared by: masks, or boxes where it makes none."""
-        return "segm" if any("segmentation" in one for one in self.detections) else "bbox"
+        """What its objects are compared by: masks where they were measured, else boxes."""
+        return "segm" if any("segm" in run.results for run in self.model.runs) else "bbox"
 
 
 def train_all(
@@ -69,6 +71,7 @@ def train_all(
     for seed in budget.seeds:
         for entry in entries:
             own = trained[entry.name]
+            say(f"{entry.title}, seed {seed}: log in {os.path.join(settings.output, f'{entry.name}_{seed}')}.log")
             run = _train(entry, seed, budget, settings, do)
             own.model.runs.append(run)
             ap = run.results.get("segm", run.results.get("bbox", {})).get("AP")
@@ -93,6 +96,9 @@ def _train(entry: Entry, seed: int, budget: Budget, settings: Settings, do: Call
         run.results = read_metrics(folder)["results"]
         run.curve = read_curve(os.path.join(folder, "metrics.json"))
         run.training_minutes = run.curve.minutes[-1] if run.curve.minutes else None
+    except TrainingStopped:
+        # Whoever asked for the end means all of it.
+        raise
     except SegZooError as error:
         run.error = error.message
     return run
@@ -105,12 +111,10 @@ def _read_config(folder: str) -> CfgNode:
 def read_curve(path: str) -> TrainingCurve:
     """What a training wrote down: losses and times of every logged iteration, and evaluations.
 
-    The time of an iteration stands for those since the line before.
-
     Args:
-        path: metrics.json of the training.
+        path: metrics.json of the training; its "train_time" begins anew where the training was resumed.
     """
-    curve, seconds, last = TrainingCurve(), 0.0, -1
+    curve, seconds, last, last_time = TrainingCurve(), 0.0, -1, 0.0
     with open(path, encoding="utf-8") as stream:
         lines = [json.loads(line) for line in stream]
     for line in lines:
@@ -119,8 +123,9 @@ def read_curve(path: str) -> TrainingCurve:
             curve.evaluations.append((int(line["iteration"]), metrics))
         if "total_loss" not in line or int(line["iteration"]) <= last:
             continue
-        seconds += line.get("time", 0.0) * (int(line["iteration"]) - last)
-        last = int(line["iteration"])
+        own_time = line.get("train_time", last_time)
+        seconds += own_time - last_time if own_time >= last_time else own_time
+        last, last_time = int(line["iteration"]), own_time
         curve.iterations.append(last + 1)
         curve.minutes.append(seconds / 60)
         for key, value in line.items():
@@ -153,10 +158,14 @@ def add_measurements(trained: Trained, truth: GroundTruth) -> None:
         detections = [as_measured(one) for one in trained.detections]
         curves = precision_curves(truth, detections, task, cfg.TEST.COCO_ENGINE)
         model.curves += [Curve(task, iou, recall.tolist(), values.tolist()) for iou, (recall, values) in curves.items()]
+    usable = [one for one in trained.detections if trained.iou_type == "bbox" or "segmentation" in one]
+    model.score_threshold, model.best_f1 = best_threshold(find_objects(truth, usable, trained.iou_type))
+    # Only what is worth showing: a method that gives out a hundred guesses an image finds everything somehow.
+    trained.detections = [one for one in usable if one["score"] >= model.score_threshold]
     trained.found = find_objects(truth, trained.detections, trained.iou_type)
     model.mean_iou = _mean(list(trained.found.ious.values()))
-    model.score_threshold, model.best_f1 = best_threshold(trained.found)
     model.cost = cost_of(cfg, median_size(truth))
+    model.recipe = recipe_of(cfg)
 
 
 def read_detections(path: str) -> list[dict[str, Any]]:
@@ -208,8 +217,25 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
+def kinds_apart(trained: Sequence[Trained]) -> list[str]:
+    """A note, where some models have masks and others boxes alone: their IoU are no common scale."""
+    boxes = [one.entry.title for one in trained if one.iou_type == "bbox"]
+    if not boxes or len(boxes) == len(trained):
+        return []
+    return [f"Without masks, and so without failures beside the others: {', '.join(boxes)}"]
+
+
+def recipe_of(cfg: CfgNode) -> str:
+    """Optimiser, rate and input of a training in words."""
+    solver, inputs = cfg.SOLVER, cfg.INPUT
+    size = f"{' to '.join(map(str, inputs.MIN_SIZE_TRAIN))} px on the short side, {inputs.MAX_SIZE_TRAIN} at most"
+    if inputs.RESIZE in ("fixed", "letterbox"):
+        size = f"{inputs.RESIZE} {inputs.FIXED_SIZE[0]} x {inputs.FIXED_SIZE[1]} px"
+    return f"{solver.OPTIMIZER} {solver.BASE_LR:g}, {size}"
+
+
 def conditions_of(
-    trained: Sequence[Trained], budget: Budget, truth: GroundTruth | None, machine: Mapping[str, Any], date: str
+    trained: Sequence[Trained], budget: Budget, truth: GroundTruth | None, date: str
 ) -> list[tuple[str, str]]:
     """(what, value) that all figures of a comparison belong to.
 
@@ -217,33 +243,32 @@ def conditions_of(
         trained: all models.
         budget: of each.
         truth: of the evaluated set; None where nothing came to an end.
-        machine: see `segzoo.evaluation.speed.conditions`.
         date: of the report.
     """
-    cfg = next((one.cfg for one in trained if one.cfg is not None), None)
+    finished = [one for one in trained if one.cfg is not None]
     rows: list[tuple[str, str]] = []
-    if cfg is not None:
-        for what, names, json_file in (
-            ("training data", cfg.DATASETS.TRAIN, cfg.DATASETS.TRAIN_JSON),
-            ("evaluated on", cfg.DATASETS.TEST, cfg.DATASETS.VAL_JSON),
-        ):
-            own = [os.path.basename(json_file) if name.endswith("_json") and json_file else name for name in names]
-            rows.append((what, ", ".join(own)))
+    if finished:
+        train, test = data_texts(finished[0].cfg)
+        rows += [("training data", train), ("evaluated on", test)]
     if truth is not None:
-        num_objects = sum(class_counts(truth).values())
-        rows.append(
-            ("size of it", f"{len(truth.images)} images, {num_objects} objects, {len(truth.categories)} classes")
-        )
+        objects = f"{sum(class_counts(truth).values())} objects of {len(truth.categories)} classes"
+        rows.append(("size of it", f"{len(truth.images)} images, {objects}"))
+    environments = [read_environment(one.folder) for one in finished]
+    devices = dict.fromkeys(environment_text(own) for own in environments)
+    versions = dict.fromkeys(
+        ", ".join([f"Python {own['python']}", *(f"{name} {number}" for name, number in own["versions"].items())])
+        for own in environments
+        if own is not None
+    )
     commits = sorted({run.commit for one in trained for run in one.model.runs if run.commit})
-    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     rows += [
         ("budget", budget.text()),
-        ("device", f"{machine['device']}, {machine['processor']}, {machine['threads']} thread(s)"),
-        ("versions", f"Python {machine['python']}, {versions}"),
-        ("commit", ", ".join(commits) or "-"),
+        ("device", " / ".join(devices)),
+        ("versions", " / ".join(versions)),
+        ("commit", ", ".join(commits)),
         ("date", date),
     ]
-    return rows
+    return [(what, value) for what, value in rows if value]
 
 
 def final_weights(trained: Trained) -> str:

@@ -33,6 +33,7 @@ from segzoo.engine.checkpoint import (
 )
 from segzoo.engine.device import choose_device, device_text
 from segzoo.engine.distributed import on_main_process
+from segzoo.engine.environment import write_environment
 from segzoo.engine.evaluate import trained_weights
 from segzoo.engine.resume import read_last_checkpoint
 from segzoo.engine.validate import validate_batch, validate_config, walk
@@ -232,6 +233,7 @@ def _audit(cfg: CfgNode) -> None:
 def _begin_run(cfg: CfgNode) -> None:
     remove_stale_parts(cfg.OUTPUT_DIR)
     write_atomically(os.path.join(cfg.OUTPUT_DIR, CONFIG_NAME), cfg.dump())
+    write_environment(cfg.OUTPUT_DIR, torch.device(cfg.MODEL.DEVICE))
 
 
 def _resolve_seed(cfg: CfgNode, resume: bool, saved_config: str) -> int:

@@ -82,6 +82,8 @@ class Trainer(TrainerBase):
         self._stop = StopRequest()
         self.must_stop = False
         self._saved_iteration = 0
+        # Of all steps since this process began, waiting for data included.
+        self._seconds = 0.0
         self._loader: Iterable[Batch] = ()
         self._batches: Iterator[Batch] = iter(())
         checkpoint = self._read_last_checkpoint(force) if resume else None
@@ -123,7 +125,10 @@ class Trainer(TrainerBase):
                 for iteration in range(start, self.max_iter):
                     self.iter = iteration
                     self.before_step()
+                    start_of_step = time.perf_counter()
                     self.run_step()
+                    self._seconds += time.perf_counter() - start_of_step
+                    self.storage.put_scalar("train_time", self._seconds, smoothing_hint=False)
                     self.after_step()
                     self._end_if_asked()
                 self.iter = max(start, self.max_iter)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,6 @@ import torch
 from detectron2.structures import Instances
 from torch import nn
 
-from segzoo.engine.device import device_text
 from segzoo.evaluation.stages import STAGES, Function, StageClock, watched
 from segzoo.evaluation.tables import markdown_table, text_table
 from segzoo.evaluation.timing import peak_memory_mb
@@ -180,34 +177,6 @@ def can_compute(precision: str, device: torch.device) -> str:
     if out.dtype != dtype:
         return f"torch {torch.__version__} has no {precision} on {device.type}: its autocast gives {out.dtype}"
     return ""
-
-
-def conditions(device: torch.device) -> dict[str, Any]:
-    """What the figures belong to: device, threads and versions."""
-    packages = {}
-    for package in ("torch", "torchvision", "detectron2", "sal-detectron2", "pycocotools"):
-        try:
-            packages[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return {
-        "device": device_text(device),
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "cuda": torch.version.cuda if device.type == "cuda" else None,
-        "tf32": torch.backends.cuda.matmul.allow_tf32 if device.type == "cuda" else None,
-        "versions": packages,
-    }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def speed_table(rows: Sequence[SpeedRow], *, markdown: bool = False) -> str:

@@ -115,15 +115,16 @@ class Failure:
 class Model:
     """A model of the comparison with all that was measured of it.
 
-    name: such as "polarmask". config: the file. mean_iou: of all objects with the best detection of their class.
-    score_threshold, best_f1: the score above which precision and recall at IoU 0.5 balance best, and their harmonic
-    mean there (0..1); pictures show the detections above it. failures: with the largest loss of IoU first. notes: what
-    a reader must know.
+    name: such as "polarmask". config: the file. recipe: optimiser and input in words. score_threshold, best_f1: the
+    score above which precision and recall at IoU 0.5 balance best, and their harmonic mean there (0..1); pictures show
+    the detections above it. mean_iou: of all objects with the best of those detections. failures: with the largest loss
+    of IoU first. notes: what a reader must know.
     """
 
     name: str
     title: str
     config: str
+    recipe: str = ""
     runs: list[TrainedRun] = field(default_factory=list)
     cost: Cost | None = None
     speeds: list[Speed] = field(default_factory=list)

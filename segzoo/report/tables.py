@@ -73,8 +73,9 @@ def single_objects(comparison: Comparison) -> Table:
         ("at score", lambda model: _number(model.score_threshold if model.best_f1 else None, "{:.2f}")),
     ]
     caption = (
-        "Of the first seed's training. Mean IoU: of every object with its best detection. Best F1: of precision and "
-        f"recall at IoU 0.5, and the score above which detections reach it. {conditions_text(comparison)}."
+        "Of the first seed's training. Best F1: of precision and recall at IoU 0.5, and the score above which "
+        "detections reach it. Mean IoU: of every object with the best of those detections, 0 where none is of its "
+        f"class. {conditions_text(comparison)}."
     )
     return _table(comparison, caption, columns, without_best=("at score",))
 
@@ -110,20 +111,32 @@ def costs(comparison: Comparison) -> Table:
 
 def trainings(comparison: Comparison) -> Table:
     """A row a training, the failed ones too."""
-    header = ["model", "config", "seed", "iterations", "images seen", "minutes", "of iterations", "commit", "result"]
+    header = [
+        "model",
+        "config",
+        "recipe",
+        "seed",
+        "iterations",
+        "images seen",
+        "minutes",
+        "of iterations",
+        "commit",
+        "result",
+    ]
     table = Table(
         f"Every training. Minutes with start, evaluation and checkpoints. {conditions_text(comparison)}.", header
     )
     task = main_task(comparison.tasks)
     for model in comparison.models:
         for run in model.runs:
-            ap = Model("", "", "", [run]).mean(task, "AP")
+            ap = Model("", "", "", runs=[run]).mean(task, "AP")
             result = f"FAILED: {run.error}" if run.error else f"{TASK_TITLES[task]} AP {_text(ap, '{:.1f}')}"
             seen = run.iterations * run.batch
             table.rows.append(
                 [
                     Cell(model.title),
                     Cell(model.config),
+                    Cell(model.recipe or ABSENT),
                     Cell(str(run.seed), run.seed),
                     Cell(f"{run.iterations} x {run.batch}" if run.batch else ABSENT, run.iterations),
                     Cell(f"{seen:,}" if seen else ABSENT, seen),

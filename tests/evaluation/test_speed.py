@@ -7,6 +7,7 @@ import torch
 from detectron2.structures import Instances
 from torch import nn
 
+from segzoo.engine.environment import environment_of
 from segzoo.evaluation import speed
 from segzoo.evaluation.speed import SpeedRow, Subject, can_compute, measure_in_turns, summarize, warnings_of
 from segzoo.evaluation.stages import STAGES, StageClock
@@ -114,8 +115,8 @@ def test_precision_that_autocast_ignores_is_said(monkeypatch: pytest.MonkeyPatch
         assert "its autocast gives torch.float32" in can_compute("fp64", CPU)
 
 
-def test_conditions_name_device_and_versions() -> None:
-    found = speed.conditions(CPU)
+def test_environment_names_device_and_versions() -> None:
+    found = environment_of(CPU)
     assert torch.__version__.startswith(found["versions"]["torch"].partition("+")[0])
     assert found["threads"] == torch.get_num_threads()
     assert found["processor"]

@@ -7,9 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from projects.ablation_study import Measured, Settings, metric_figures, run_rows, study_tables, training_run
+from projects.ablation_study import (
+    Measured,
+    Settings,
+    done_rows,
+    metric_figures,
+    run_rows,
+    study_tables,
+    training_run,
+)
 from projects.runs import Record, Run
 from segzoo.engine.ablations import Row, read_ablations
+from segzoo.engine.stop import TrainingInterrupted
 
 
 @pytest.fixture
@@ -55,6 +64,8 @@ class FakeRuns:
             "MODEL: {DEVICE: cpu}\nSOLVER: {MAX_ITER: 77, STEPS: [50], IMS_PER_BATCH: 4}\nVERSION: 2\n"
         )
         (Path(output) / run.name / "model_final.pth").write_bytes(b"")
+        environment = {"device": "cuda (A100), 8 process(es)", "processor": "a processor"}
+        (Path(output) / run.name / "environment.json").write_text(json.dumps(environment))
         return Record(list(run.words), "done", "abc", minutes=2.0)
 
 
@@ -69,8 +80,10 @@ def test_rows_with_another_ones_model_are_evaluated_only_where_they_differ(
     assert [one.error for one in results] == ["", ""]
     assert results[0].figures["segm/AP50"] == 50.0
     assert "segm/AP75" not in results[0].figures
-    assert results[0].conditions.startswith("val, 77 iterations of 4, ")
-    assert results[0].conditions.endswith("2 minutes, commit abc")
+    assert results[0].conditions.startswith("trained on ")
+    # The device is that of the training, not of the process that makes the table.
+    ending = "evaluated on val, 77 iterations of 4, cuda (A100), 8 process(es), a processor, 2 minutes, commit abc"
+    assert results[0].conditions.endswith(ending)
 
 
 def test_a_row_that_fails_stops_no_other(tmp_path: Path, rows: dict[str, Row]) -> None:
@@ -80,6 +93,57 @@ def test_a_row_that_fails_stops_no_other(tmp_path: Path, rows: dict[str, Row]) -
     assert results[0].figures == {}
     assert results[1].error == ""
     assert results[1].figures["segm/AP"] == 32.0
+
+
+def test_an_interruption_ends_all_rows(tmp_path: Path, rows: dict[str, Row]) -> None:
+    def interrupt(run: Run, output: str) -> Record:
+        raise TrainingInterrupted("was interrupted")
+
+    with pytest.raises(TrainingInterrupted):
+        list(run_rows(list(rows.values()), [rows["1a-18"], rows["1a-24"]], Settings(str(tmp_path)), do=interrupt))
+
+
+def test_an_error_of_a_library_fails_its_row_alone(tmp_path: Path, rows: dict[str, Row]) -> None:
+    runs = FakeRuns()
+
+    def fail_once(run: Run, output: str) -> Record:
+        if run.name == "1a-18":
+            raise RuntimeError("no driver")
+        return runs(run, output)
+
+    chosen = [rows["1a-18"], rows["1a-24"]]
+    results = list(run_rows(list(rows.values()), chosen, Settings(str(tmp_path)), do=fail_once))
+    assert [one.error for one in results] == ["RuntimeError: no driver", ""]
+
+
+def test_rows_of_another_data_set_are_evaluated_on_it(tmp_path: Path, repository: Path) -> None:
+    study = read_ablations(str(repository / "projects" / "CenterMask" / "ablations.yaml"))
+    row = next(row for row in study if row.dataset.startswith("lvis") and not row.cited)
+    runs = FakeRuns()
+    list(run_rows(study, [row], Settings(str(tmp_path)), do=runs))
+    assert len(runs.runs) == 2
+    words = list(runs.runs[1].words)
+    assert "--eval-only" in words
+    assert words[words.index("DATASETS.TEST") + 1] == f"('{row.dataset}',)"
+    # On the user's own data there is one set for all.
+    own = FakeRuns()
+    list(run_rows(study, [row], Settings(str(tmp_path / "own"), data_words=("--val-json", "a.json")), do=own))
+    assert len(own.runs) == 1
+
+
+def test_rows_that_were_measured_before_are_collected(tmp_path: Path, rows: dict[str, Row]) -> None:
+    runs, settings = FakeRuns(), Settings(str(tmp_path))
+
+    def do(run: Run, output: str) -> Record:
+        record = runs(run, output)
+        (Path(output) / f"{run.name}.json").write_text(json.dumps(vars(record)))
+        return record
+
+    assert done_rows(list(rows.values()), settings) == []
+    list(run_rows(list(rows.values()), [rows["1a-18"]], settings, do=do))
+    (done,) = [one for one in done_rows(list(rows.values()), settings) if one.row.id == "1a-18"]
+    assert done.figures["segm/AP"] == 31.0
+    assert len(runs.runs) == 1
 
 
 def test_costs_are_counted_without_a_training(tmp_path: Path, rows: dict[str, Row]) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from projects.runs import Record, Run, commit_of, execute, read_metrics, read_record
-from segzoo.errors import ConfigError, TrainingError
+from projects.runs import ROOT, Record, Run, commit_of, execute, read_metrics, read_record, recorded
+from segzoo.engine.stop import TrainingInterrupted, TrainingStopped
+from segzoo.errors import ConfigError
 
 # Stands for train_net.py: writes down how it was called, makes a checkpoint, and ends as the file `code` says.
 PROGRAM = """
@@ -63,10 +67,10 @@ def test_a_done_run_is_not_done_again(tmp_path: Path, output: str) -> None:
     assert read_record(f"{output}/row.json") == first
 
 
-@pytest.mark.parametrize("code", [130, 75])
-def test_an_interrupted_run_goes_on(tmp_path: Path, output: str, code: int) -> None:
+@pytest.mark.parametrize(("code", "error"), [(130, TrainingInterrupted), (75, TrainingStopped)])
+def test_an_interrupted_run_goes_on(tmp_path: Path, output: str, code: int, error: type[TrainingStopped]) -> None:
     program = Program(tmp_path, [code, 0])
-    with pytest.raises(TrainingError, match=f"interrupted .exit code {code}.(?s:.*)goes on"):
+    with pytest.raises(error, match=f"interrupted .exit code {code}.(?s:.*)goes on"):
         execute(RUN, output, program=program.command)
     before = read_record(f"{output}/row.json")
     assert before is not None
@@ -75,6 +79,88 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, output: str, code: int) -> N
     assert after.state == "done"
     assert after.minutes > before.minutes
     assert program.calls[1] == ["--resume", *RUN.words, "OUTPUT_DIR", f"{output}/row"]
+
+
+# Waits for a signal, writes down which it was, and ends as train_net.py would.
+WAITING = """
+import pathlib, signal, sys, time
+folder = pathlib.Path({state!r})
+def end(number, frame):
+    with open(folder / "signals", "a") as stream:
+        stream.write(str(int(number)) + " ")
+    sys.exit(75 if number == signal.SIGTERM else 130)
+signal.signal(signal.SIGTERM, end)
+signal.signal(signal.SIGINT, end)
+(folder / "ready").write_text("")
+time.sleep(60)
+"""
+# A study's process: does one run, and ends with the code of what it raises.
+STUDY = """
+import sys
+sys.path.insert(0, {root!r})
+from projects.runs import Run, execute
+from segzoo.errors import SegZooError
+try:
+    execute(Run("row", ()), {output!r}, program=(sys.executable, {program!r}))
+except SegZooError as error:
+    print(error)
+    sys.exit(error.exit_code)
+"""
+
+
+def start_study(tmp_path: Path, output: str) -> subprocess.Popen:
+    (tmp_path / "waiting.py").write_text(WAITING.format(state=str(tmp_path)))
+    program = STUDY.format(root=str(ROOT), output=output, program=str(tmp_path / "waiting.py"))
+    study = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    for _ in range(600):
+        if (tmp_path / "ready").exists():
+            return study
+        time.sleep(0.1)
+    pytest.fail("the run has not begun within a minute")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_signals_reach_the_run_once_and_wait_for_its_end(
+    tmp_path: Path, output: str, number: signal.Signals, code: int
+) -> None:
+    study = start_study(tmp_path, output)
+    study.send_signal(number)
+    text, _ = study.communicate(timeout=60)
+    assert study.returncode == code
+    assert f"was interrupted (exit code {code})" in text
+    assert (tmp_path / "signals").read_text() == f"{int(number)} "
+
+
+def test_a_run_is_not_done_twice_at_a_time_even_when_its_study_was_killed(tmp_path: Path, output: str) -> None:
+    study = start_study(tmp_path, output)
+    with pytest.raises(ConfigError, match="is being worked on by another process"):
+        execute(Run("row", ()), output, program=(sys.executable, "-c", ""))
+    study.kill()
+    study.communicate()
+    with pytest.raises(ConfigError, match="is being worked on by another process"):
+        execute(Run("row", ()), output, program=(sys.executable, "-c", ""))
+    subprocess.run(["pkill", "-TERM", "-f", str(tmp_path / "waiting.py")], check=True)
+    for _ in range(100):
+        try:
+            assert execute(Run("row", ()), output, program=(sys.executable, "-c", "")).state == "done"
+            return
+        except ConfigError:
+            time.sleep(0.1)
+    pytest.fail("the lock has outlived the run")
+
+
+def test_recorded_does_nothing(tmp_path: Path) -> None:
+    run = Run("a_1", ("--config-file", "x"))
+    assert recorded(run, str(tmp_path)).error == "was not trained"
+    (tmp_path / "a_1.json").write_text(json.dumps({"words": ["other"], "state": "done"}))
+    with pytest.raises(ConfigError, match="holds another run"):
+        recorded(run, str(tmp_path))
+    (tmp_path / "a_1.json").write_text(json.dumps({"words": list(run.words), "state": "running"}))
+    unfinished = recorded(run, str(tmp_path))
+    assert (unfinished.state, unfinished.error) == ("failed", "did not come to its end")
+    (tmp_path / "a_1.json").write_text(json.dumps({"words": list(run.words), "state": "done"}))
+    assert recorded(run, str(tmp_path)).state == "done"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a_1.json"]
 
 
 @pytest.mark.parametrize(("code", "flags"), [(2, ["--resume"]), (4, [])], ids=["with a checkpoint", "without"])

@@ -29,7 +29,8 @@ window.addEventListener("load", () => {
   button.click(); seen.up = names();
   const first = table.tHead.rows[0].cells[0]; first.querySelector("button").click(); seen.byName = names();
   const box = document.querySelector(".choice input[value=fcosis]"); box.click();
-  seen.hidden = [...document.querySelectorAll("[data-model]")].filter((row) => row.hidden).map((row) => row.dataset.model);
+  const rows = [...document.querySelectorAll("[data-model]")];
+  seen.hidden = rows.filter((row) => row.hidden).map((row) => row.dataset.model);
   seen.choiceShown = !document.querySelector(".choice").hidden;
   seen.width = document.documentElement.scrollWidth;
   seen.window = window.innerWidth;
