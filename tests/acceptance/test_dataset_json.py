@@ -11,53 +11,11 @@ import pytest
 from PIL import Image
 
 from segzoo.data.image_io import EXIF_ORIENTATION
-from tests.acceptance.runs import run_method
+from tests.acceptance.runs import flags_of
 from tests.data.conftest import CocoFolder
 
 Refuse = Callable[..., str]
 Runs = Callable[..., str]
-
-
-def flags_of(folder: CocoFolder, split: str = "train") -> list[str]:
-    return [f"--{split}-json", folder.write(), f"--{split}-images", str(folder.root)]
-
-
-@pytest.fixture
-def filled(folder: CocoFolder) -> CocoFolder:
-    """Four images with a square each, of the first of two classes."""
-    for number in range(4):
-        folder.add_image()
-        folder.add_annotation(image_id=number + 1, category_id=1 + number % 2)
-    return folder
-
-
-@pytest.fixture
-def refuse(method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refuse:
-    """Runs the training of a method, which must end with exit code 2; gives what it says, with no traceback."""
-
-    def run(data: list[str], *flags: str, **changes: object) -> str:
-        assert run_method(method, data, tmp_path / "out", *flags, **changes) == 2
-        printed = capsys.readouterr().err
-        assert "Traceback" not in printed
-        assert printed.startswith(("DatasetError: ", "ConfigError: "))
-        assert "\n  -> " in printed, "a remedy"
-        assert not (tmp_path / "out" / "metrics.json").exists(), "nothing was trained"
-        return printed
-
-    return run
-
-
-@pytest.fixture
-def trains(method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Runs:
-    """Trains a method for one iteration, which must succeed; gives the log."""
-
-    def run(data: list[str], **changes: object) -> str:
-        options = {"SOLVER__MAX_ITER": 1, "SOLVER__IMS_PER_BATCH": 2, "SOLVER__WARMUP_ITERS": 0}
-        assert run_method(method, data, tmp_path / "out", **options | changes) == 0
-        capsys.readouterr()
-        return (tmp_path / "out" / "log.txt").read_text()
-
-    return run
 
 
 def test_case_01_a_missing_or_broken_json_is_named_with_its_line(filled: CocoFolder, refuse: Refuse) -> None:
