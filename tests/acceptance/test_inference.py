@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 
 import pytest
 import torch
+from detectron2.structures import Instances
 
-from tests.contract.toys import FIND_ALL, FIND_NONE, NUM_CLASSES, check_fields, make_input, predict
+from segzoo.evaluation.timing import peak_memory_mb
+from tests.acceptance.runs import SMALL_BACKBONE
+from tests.contract.toys import (
+    FIND_ALL,
+    FIND_NONE,
+    NUM_CLASSES,
+    build_toy,
+    check_fields,
+    make_input,
+    predict,
+)
 
 Build = Callable[..., torch.nn.Module]
 
@@ -77,3 +89,64 @@ def test_case_48_features_that_are_not_finite_give_no_garbage_and_a_warning(
     assert torch.isfinite(instances.scores).all()
     check_fields(instances, model_name, (64, 96))
     assert "not finite" in caplog.text or "NaN" in caplog.text
+
+
+# What runs out of memory first in each method's masks, on a device that is full. PolarMask draws contours on the CPU.
+IN_MASKS = {
+    "CenterMask": "segzoo.geometry.tiles.find_edges",
+    "OrienMask": "orienmask.decode._end_points",
+    "FCOSIS": "segzoo.geometry.tiles.find_edges",
+    "MaskRCNN": "segzoo.geometry.paste._sample",
+}
+
+
+@pytest.mark.parametrize("num_failures", [1, 3])
+@pytest.mark.parametrize("name", IN_MASKS)
+def test_case_49_masks_without_device_memory_are_made_in_smaller_parts_then_on_the_cpu(
+    name: str, num_failures: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = build_toy(name, *SMALL_BACKBONE, *FIND_ALL, "TEST.DETECTIONS_PER_IMAGE", 5)
+    sample = make_input((64, 96), [], height=128, width=192)
+    (expected,) = predict(model, [sample])
+    place, _, attribute = IN_MASKS[name].rpartition(".")
+    module = importlib.import_module(place)
+    original, failures = getattr(module, attribute), iter(range(num_failures))
+
+    def fail_at_first(*args: object) -> object:
+        if next(failures, None) is not None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return original(*args)
+
+    monkeypatch.setattr(module, attribute, fail_at_first)
+    (found,) = predict(model, [sample])
+    assert found.pred_masks.rles == expected.pred_masks.rles
+    assert caplog.text.count("no memory to make masks within") == num_failures
+    assert ("masks are made on the CPU" in caplog.text) == (num_failures == 3)
+
+
+# Beside the budget of a quarter of what the masks take as bool: the network's own maps and the runs of the masks.
+BUDGET_MB, BESIDE_MB = 16, 96
+
+
+@pytest.mark.slow
+def test_case_49_masks_of_100_detections_on_12_megapixels_stay_within_the_budget(method: str) -> None:
+    options = [*FIND_ALL, "TEST.DETECTIONS_PER_IMAGE", 100, "TEST.MASK_BUDGET_MB", BUDGET_MB]
+    model = build_toy(method, *SMALL_BACKBONE, *options)
+    sample = make_input((96, 128), [], height=3000, width=4000)
+    found: list[Instances] = []
+    peak = peak_memory_mb(lambda: found.extend(predict(model, [sample])))
+    assert len(found[0]) > 50
+    assert found[0].pred_masks.image_size == (3000, 4000)
+    # 100 masks of one byte a pixel would be 1,144 MiB.
+    assert peak < BUDGET_MB + BESIDE_MB
+
+
+def test_case_49_masks_do_not_depend_on_the_budget(method: str) -> None:
+    sample = make_input((64, 96), [], height=500, width=700)
+    rles = []
+    for budget_mb in (1, 4096):
+        options = [*FIND_ALL, "TEST.DETECTIONS_PER_IMAGE", 40, "TEST.MASK_BUDGET_MB", budget_mb]
+        (instances,) = predict(build_toy(method, *SMALL_BACKBONE, *options), [sample])
+        rles.append(instances.pred_masks.rles)
+    assert len(rles[0]) > 10
+    assert rles[0] == rles[1]
