@@ -91,7 +91,7 @@ CURVE_TOLERANCE = 0.1
 def training_curve(method: str, is_mixed: bool) -> Tensor:
     """(NUM_STEPS,) total losses on the same image, with the same random choices at each step."""
     model = keep_norm_statistics(build_toy(method, *SMALL_BACKBONE))
-    # Of images of 48 or 64 px squared, the gradient of P7's weights is NaN in bfloat16 on a CPU; see docs/reliability.md.
+    # At 48 or 64 px squared the gradient of P7's weights is NaN in bfloat16 on a CPU: see docs/reliability.md.
     batch = [make_input(SIZE, [ellipse(SIZE, (40, 30), (22, 17))])]
     optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=2e-3, momentum=0.9)
     totals = []
