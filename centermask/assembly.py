@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from centermask.maps import MAP_STRIDE
 from segzoo.geometry.box_cells import box_pixels, box_ranges
+from segzoo.geometry.fallback import survives_out_of_memory
 from segzoo.geometry.rle import RLEMasks
 from segzoo.geometry.runs import bounded_blocks
 from segzoo.geometry.tiles import Tiles, masks_from_tiles, neighbors, resample
@@ -161,6 +162,7 @@ def saliency_loss(saliency: Tensor, unions: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(saliency.float(), unions, reduction="sum")
 
 
+@survives_out_of_memory
 def assemble_masks(
     shapes: Tensor | None,
     saliency: Tensor | None,

@@ -10,6 +10,7 @@ import math
 from torch import Tensor
 
 from segzoo.geometry.box_cells import box_ranges
+from segzoo.geometry.fallback import survives_out_of_memory
 from segzoo.geometry.rle import RLEMasks
 from segzoo.geometry.soft_masks import MASK_STRIDE
 from segzoo.geometry.tiles import Tiles, masks_from_tiles, resample
@@ -18,6 +19,7 @@ from segzoo.geometry.tiles import Tiles, masks_from_tiles, resample
 BYTES_PER_PIXEL = 24
 
 
+@survives_out_of_memory
 def cut_masks(
     logits: Tensor,
     channels: Tensor,

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from orienmask.anchors import MAX_SIDE_PX, Predictions, cells_inside, decode_boxes, to_corners
+from segzoo.geometry.fallback import survives_out_of_memory
 from segzoo.geometry.rle import RLEMasks, encode_edges
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,7 @@ def suppress(candidates: Detections, rule: DecodeRule) -> Detections:
     return candidates.select(keep[: rule.max_detections])
 
 
+@survives_out_of_memory
 def orientation_masks(
     orientations: Tensor,
     anchors_px: Tensor,

@@ -27,7 +27,7 @@ def check_polarmask(polar: CfgNode) -> None:
         ConfigError: names the key, its value and what is allowed.
     """
     if polar.NUM_RAYS < 3:
-        raise ConfigError(f"MODEL.POLARMASK.NUM_RAYS is {polar.NUM_RAYS}; a contour needs at least 3 rays")
+        raise ConfigError(f"MODEL.POLARMASK.NUM_RAYS is {polar.NUM_RAYS}", "it must be at least 3, for a contour")
     for key, allowed in CHOICES.items():
         if polar[key] not in allowed:
             raise ConfigError(f"MODEL.POLARMASK.{key} is {polar[key]!r}", f"use one of {', '.join(allowed)}")

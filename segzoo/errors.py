@@ -5,6 +5,10 @@ The command lines print them without a traceback and end with `exit_code`.
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class SegZooError(Exception):
     """Base of all errors that are the input's fault, not the program's.
@@ -45,3 +49,31 @@ class TrainingError(SegZooError):
     """A training run that had to stop, such as a loss that is not finite."""
 
     exit_code = 3
+
+
+class WorkerError(TrainingError):
+    """A process that loads samples has ended before its time."""
+
+
+# What the system says where nothing more can be written: no space left, over the quota, larger than a file may be, a
+# file system that has become read-only, a broken disk.
+UNWRITABLE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO))
+
+
+@contextmanager
+def naming_full_disks() -> Iterator[None]:
+    """Within the context an OSError of a disk that takes no more becomes a TrainingError with its file.
+
+    Raises:
+        TrainingError: see above; other errors of the system pass as they are.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        where = error.filename or "a file of the run"
+        raise TrainingError(
+            f"{where}: cannot be written: {error.strerror}",
+            "free space or choose another disk, then go on with --resume from the last checkpoint, which is whole",
+        ) from error

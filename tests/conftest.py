@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import random
 from collections.abc import Iterator
@@ -63,6 +64,17 @@ def catalogs_restored() -> Iterator[None]:
         entry.__dict__.update(attributes)
     registration._sources.clear()
     registration._sources.update(sources)
+
+
+@pytest.fixture(autouse=True)
+def loggers_restored() -> Iterator[None]:
+    """A run in a test's process takes its loggers to its own folder, where caplog of later tests would not see them."""
+    loggers = [logging.getLogger(name) for name in list(logging.root.manager.loggerDict)]
+    before = {logger: (logger.propagate, list(logger.handlers), logger.level) for logger in loggers}
+    yield
+    for logger, (propagate, handlers, level) in before.items():
+        logger.propagate, logger.handlers = propagate, handlers
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

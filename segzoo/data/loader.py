@@ -32,7 +32,7 @@ from segzoo.data.sampler import (
     share_of_rank,
 )
 from segzoo.data.tally import Tally
-from segzoo.errors import ConfigError, DatasetError
+from segzoo.errors import ConfigError, DatasetError, WorkerError
 
 try:
     import resource
@@ -74,7 +74,7 @@ class TrainLoader:
         )
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        for batch in _torch_loader(self._dataset, self._stream, self._num_workers, self.seed):
+        for batch in _naming_lost_workers(_torch_loader(self._dataset, self._stream, self._num_workers, self.seed)):
             for sample in batch:
                 if isinstance(sample, DatasetError):
                     raise sample
@@ -157,7 +157,7 @@ class TestLoader:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        for batch in _torch_loader(self._dataset, self.batches, self._num_workers, seed=0):
+        for batch in _naming_lost_workers(_torch_loader(self._dataset, self.batches, self._num_workers, seed=0)):
             for sample in batch:
                 if isinstance(sample, DatasetError):
                     raise sample
@@ -268,6 +268,24 @@ def _torch_loader(dataset: Dataset, batches: Iterable[list], num_workers: int, s
         # Its own, or starting to iterate would draw from the global state that the trainer saves and restores.
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+def _naming_lost_workers(loader: DataLoader) -> Iterator[list]:
+    """The batches of a loader.
+
+    Raises:
+        WorkerError: a worker was killed, by a lack of memory more often than not.
+    """
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise WorkerError(
+            f"a process that loads samples has ended before its time: {str(error).splitlines()[0]}",
+            "mostly memory has run out: lower DATALOADER.NUM_WORKERS or INPUT.MAX_INSTANCES, or give more shared "
+            "memory (docker run --shm-size 4g); then go on with --resume",
+        ) from error
 
 
 def _allow_many_open_files() -> None:

@@ -76,7 +76,8 @@ class DatasetMapper:
             image, boxes = step.apply_image(image), None if boxes is None else step.apply_box(boxes)
             transforms += step
         sample = {key: dataset_dict[key] for key in ("file_name", "image_id", "height", "width")}
-        sample["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        # A copy in any case: of an image one pixel wide, numpy calls its mirrored view contiguous, torch does not.
+        sample["image"] = torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
         if self.test_resize is not None:
             sample |= results_entry(self.test_resize, dataset_dict["height"], dataset_dict["width"])
         if self.pad_to is not None:

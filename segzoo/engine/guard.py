@@ -118,12 +118,20 @@ def _describe(record: StepRecord, grad_norm: torch.Tensor, iteration: int, outpu
             {"losses": step, "images": images} for step, images in zip(losses, record.images, strict=True)
         ],
     }
-    with open(path, "w", encoding="utf-8") as stream:
-        json.dump(dump, stream, indent=1, default=str)
     lines = []
     for names, step, images in zip(bad, losses, record.images, strict=True):
         if names or is_gradient:
             what = ", ".join(f"{name} = {step[name]}" for name in names) or f"gradient norm = {grad_norm.item()}"
             where = "; ".join(f"image id {image['image_id']} ({image['file_name']})" for image in images)
             lines.append(f"  rank {rank}: {what}: {where}")
-    return "\n".join(lines) + f"\n  rank {rank}: batch written to {path}"
+    return "\n".join([*lines, f"  rank {rank}: {_write_dump(path, dump)}"])
+
+
+def _write_dump(path: str, dump: dict[str, Any]) -> str:
+    """Writes the batch and says so; a full disk must not hide the message, nor keep the other ranks waiting for it."""
+    try:
+        with open(path, "w", encoding="utf-8") as stream:
+            json.dump(dump, stream, indent=1, default=str)
+    except OSError as error:
+        return f"batch could not be written to {path}: {error.strerror}"
+    return f"batch written to {path}"

@@ -23,7 +23,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.utils import comm
 
-from segzoo.errors import ConfigError, SegZooError
+from segzoo.errors import ConfigError, SegZooError, naming_full_disks
 
 Main = Callable[[argparse.Namespace], None]
 
@@ -107,7 +107,8 @@ def _num_local_processes(args: argparse.Namespace, uses_cuda: bool) -> int:
 
 def _run_guarded(main: Main, args: argparse.Namespace, prefix: str = "") -> int:
     try:
-        main(args)
+        with naming_full_disks():
+            main(args)
     except SegZooError as error:
         print_error(error, prefix)
         return error.exit_code
@@ -196,7 +197,8 @@ def _run_spawned_rank(local_rank: int, main: Main, args: argparse.Namespace, lay
     try:
         world_size = layout.num_local * layout.num_machines
         _init_process_group(layout.uses_cuda, local_rank, layout.num_local, layout.dist_url, rank, world_size)
-        main(args)
+        with naming_full_disks():
+            main(args)
     except SegZooError as error:
         message = f"{type(error).__name__}: {error}"
         _leave(_RankError(error.exit_code, message, is_for_users=True), layout.error_folder, rank)

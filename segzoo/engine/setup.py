@@ -255,10 +255,12 @@ def _read_config_file(folder: str) -> str:
 
 
 def _start_log(output_dir: str, names: Sequence[str]) -> None:
+    # Detectron2 remembers that a logger was set up; a second run of this process would have none.
+    set_up = getattr(setup_logger, "__wrapped__", setup_logger)
     for name in names:
         for handler in list(logging.getLogger(name).handlers):
             logging.getLogger(name).removeHandler(handler)
-        setup_logger(output_dir, comm.get_rank(), name=name, abbrev_name=name, color=sys.stdout.isatty())
+        set_up(output_dir, comm.get_rank(), name=name, abbrev_name=name, color=sys.stdout.isatty())
 
 
 def _is_trace_of_run(name: str) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from segzoo.errors import SegZooError
+from segzoo.errors import SegZooError, WorkerError
 
 
 class TrainingStopped(SegZooError):
@@ -48,7 +48,7 @@ class StopRequest:
         previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
-        except RuntimeError as error:
+        except (RuntimeError, WorkerError) as error:
             if self.signal:
                 raise self.error() from error
             raise

@@ -141,7 +141,8 @@ def load_weights(model: nn.Module, path: str, allow_head_mismatch: bool = False)
         list(incompatible.unexpected_keys),
         [f"{key} {tuple(theirs)} -> {tuple(ours)}" for key, theirs, ours in incompatible.incorrect_shapes],
     )
-    if num_loaded <= 0:
+    # torch fills in the counters that a file of an old norm lacks, and does not call them missing.
+    if not any(key not in incompatible.missing_keys and not _is_counter(key) for key in model.state_dict()):
         raise CheckpointError(f"{path}: none of its {before} entries fits the model{report}", "check MODEL.WEIGHTS")
     if report and not is_heuristic:
         _refuse_or_warn(path, report, content.get("keys", "the class count"), allow_head_mismatch)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from segzoo.geometry.fallback import survives_out_of_memory
 from segzoo.geometry.rle import RLEMasks, encode_in_chunks
 
 # Bytes a pixel takes while it is sampled: two float coordinates, the float value, and the coordinates' first copy.
@@ -55,6 +56,7 @@ def paste_masks(
     return masks
 
 
+@survives_out_of_memory
 def paste_as_rle(
     probabilities: torch.Tensor, boxes: torch.Tensor, image_size: tuple[int, int], *, budget_mb: float
 ) -> RLEMasks:

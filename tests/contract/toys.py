@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from projects import get_cfg
 from segzoo.config import merge_config
 from segzoo.geometry.masks import mask_boxes
+from segzoo.geometry.rle import RLEMasks
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NUM_CLASSES = 3
@@ -72,7 +74,13 @@ MODELS: dict[str, tuple[str, list[str]]] = {
     "MaskFCOS": ("maskfcos_EffLite0.yaml", MASKFCOS_TOY),
     "MaskRCNN": ("mask_rcnn_EffLite0.yaml", RCNN_TOY),
 }
+# Cells.
+UNTRAINED_SIZE = 6.0
 WITHOUT_MASKS = {"FCOS", "FCOSReg"}
+# Thresholds 0: an untrained model finds as much as it may.
+THRESHOLDS = [f"MODEL.{head}.SCORE_THRESH_TEST" for head in ("FCOS", "ROI_HEADS", "ORIENMASK", "CENTERMASK")]
+FIND_ALL = [word for key in THRESHOLDS for word in (key, 0.0)]
+FIND_NONE = [word for key in THRESHOLDS for word in (key, 1.0)]
 
 
 def toy_config(name: str, *options: Any) -> CfgNode:
@@ -82,6 +90,19 @@ def toy_config(name: str, *options: Any) -> CfgNode:
     classes = [word for head in heads for word in (f"MODEL.{head}.NUM_CLASSES", str(NUM_CLASSES))]
     words = [*changes, *classes, "MODEL.DEVICE", "cpu", *map(str, options)]
     return merge_config(get_cfg(), str(CONFIGS / config_file), words)
+
+
+def build_toy(name: str, *options: Any) -> torch.nn.Module:
+    """The model of a name with given config changes, always from the same random weights.
+
+    Sizes that are predicted as such (CenterMask's) are not negative before any training.
+    """
+    torch.manual_seed(1)
+    model = build_model(toy_config(name, *options))
+    for key, parameter in model.named_parameters():
+        if key.endswith(".size.2.bias"):
+            torch.nn.init.constant_(parameter, UNTRAINED_SIZE)
+    return model
 
 
 def ellipse(size: tuple[int, int], center: tuple[float, float], radii: tuple[float, float]) -> np.ndarray:
@@ -129,3 +150,22 @@ def backward(model: torch.nn.Module, batch: list[dict]) -> dict[str, torch.Tenso
             assert parameter.grad is not None, f"{key} has no gradient"
             assert torch.isfinite(parameter.grad).all(), f"{key} has a gradient that is not finite"
     return {key: value.detach() for key, value in losses.items()}
+
+
+def predict(model: torch.nn.Module, batch: list[dict]) -> list[Instances]:
+    model.eval()
+    with torch.no_grad():
+        return [output["instances"] for output in model(batch)]
+
+
+def check_fields(instances: Instances, model_name: str, size: tuple[int, int]) -> None:
+    count = len(instances.scores)
+    assert instances.image_size == size
+    assert isinstance(instances.pred_boxes, Boxes)
+    assert instances.pred_boxes.tensor.shape == (count, 4)
+    assert instances.pred_classes.shape == (count,)
+    assert instances.pred_classes.dtype == torch.int64
+    assert instances.has("pred_masks") == (model_name not in WITHOUT_MASKS)
+    if instances.has("pred_masks"):
+        assert isinstance(instances.pred_masks, RLEMasks)
+        assert instances.pred_masks.to_tensor().shape == (count, *size)

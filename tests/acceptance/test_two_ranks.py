@@ -1,7 +1,10 @@
-"""What every model promises on two ranks: all of them in one pair of gloo processes (ACCEPTANCE cases 35 and 36)."""
+"""Cases 32, 35, 36 and 40 on two ranks: what every model promises there, all in one pair of gloo processes."""
 
 from __future__ import annotations
 
+import json
+import multiprocessing
+import re
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +18,12 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from segzoo.engine.checkpoint import read_checkpoint
+from tests.acceptance.rank_runs import BAD_STEP, NUM_STEPS, run_trainers
+from tests.acceptance.runs import SMALL_BACKBONE
+from tests.contract.test_models_train_net import losses_of
 from tests.contract.toys import MODELS, ellipse, keep_norm_statistics, make_input, toy_config
+from tests.engine.tiny_run import write_tiny_coco
 
 SIZE = (64, 96)
 STEPS = 3
@@ -24,7 +32,8 @@ WITH_SHARED_NORMALIZERS = sorted(set(MODELS) - {"MaskRCNN"})
 
 
 LOCAL = ["SOLVER.POSITIVE_COUNT", "local"]
-SYNC_BN = ["MODEL.ORIENMASK.NORM", "SyncBN"]
+# On a backbone whose random features have a variance that statistics of few values resolve.
+SYNC_BN = ["MODEL.ORIENMASK.NORM", "SyncBN", "MODEL.TIMM.NAME", "efficientnet_lite0"]
 # Share of the variance of the start, 1, after one step.
 KEPT = 0.9
 # A rank that waits for another in vain fails instead.
@@ -34,7 +43,7 @@ PATIENCE = timedelta(seconds=120)
 def build_toy(name: str, options: Sequence[str] = ()) -> nn.Module:
     """The same random weights on every rank; batch norms in eval mode, so that no statistics mix the images."""
     torch.manual_seed(1)
-    return keep_norm_statistics(build_model(toy_config(name, *options)))
+    return keep_norm_statistics(build_model(toy_config(name, *SMALL_BACKBONE, *options)))
 
 
 def build_sync_bn() -> nn.Module:
@@ -85,7 +94,10 @@ def train_steps(model: nn.Module, share: list[dict]) -> dict[str, dict]:
     return {"gradients": first_gradients, "statistics": statistics, "weights": dict(model.named_parameters())}
 
 
-def run_rank(rank: int, folder: str) -> None:
+def run_rank(rank: int, folder: str, data: list[str]) -> None:
+    torch.set_num_threads(1)
+    # As train_net.py does: a spawned process would spawn its loader workers too.
+    multiprocessing.set_start_method("fork", force=True)
     rendezvous = f"file://{folder}/rendezvous"
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2, timeout=PATIENCE)
     comm.create_local_process_group(2)
@@ -94,16 +106,53 @@ def run_rank(rank: int, folder: str) -> None:
     outcome["local"] = train_steps(build_toy("OrienMask", LOCAL), share)
     outcome["local-spread"] = train_steps(build_toy("OrienMask", LOCAL), uneven_batch(True)[2 * rank : 2 * rank + 2])
     outcome["SyncBN"] = train_steps(build_sync_bn(), share)
+    outcome["trainers"] = run_trainers(data, Path(folder))
     torch.save(outcome, f"{folder}/rank{rank}.pth")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    """What both ranks ended with."""
+def folder_of_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where both ranks have left what they ended with, and their runs."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(run_rank, args=(str(folder),), nprocs=2)
-    return [torch.load(Path(folder) / f"rank{rank}.pth", weights_only=True) for rank in range(2)]
+    data = [*write_tiny_coco(folder, num_empty=2), "--skip-audit"]
+    mp.spawn(run_rank, args=(str(folder), data), nprocs=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def outcomes(folder_of_ranks: Path) -> list[dict]:
+    """What both ranks ended with."""
+    return [torch.load(folder_of_ranks / f"rank{rank}.pth", weights_only=True) for rank in range(2)]
+
+
+def test_case_32_a_loss_that_is_not_finite_on_one_rank_stops_both_in_that_step(
+    outcomes: list[dict], folder_of_ranks: Path, method: str
+) -> None:
+    first, second = (outcome["trainers"][method] for outcome in outcomes)
+    assert first == second
+    assert (first["step"], first["has_moved"]) == (BAD_STEP, False)
+    message = first["message"]
+    assert f"iteration {BAD_STEP}: a loss or gradient is not finite" in message
+    assert re.search(r"rank 1: .*loss_\w+ = nan.*: image id \d+ \(.*\.png\)", message)
+    assert "rank 0: " not in message
+    dump = json.loads((folder_of_ranks / f"{method}_nan" / f"nonfinite_iteration{BAD_STEP}_rank1.json").read_text())
+    assert dump["micro_batches"][0]["images"][0]["file_name"].endswith(".png")
+    assert not (folder_of_ranks / f"{method}_nan" / "model_final.pth").exists()
+
+
+def test_case_40_two_ranks_killed_and_resumed_give_the_unbroken_run_bit_for_bit(
+    outcomes: list[dict], folder_of_ranks: Path, method: str
+) -> None:
+    whole, broken = (folder_of_ranks / f"{method}_{name}" for name in ("whole", "broken"))
+    assert "Resuming from iteration 2" in (broken / "log.txt").read_text()
+    assert sorted(losses_of(whole)) == list(range(NUM_STEPS))
+    assert losses_of(broken) == losses_of(whole)
+    ours, theirs = (read_checkpoint(str(folder / "model_final.pth")) for folder in (broken, whole))
+    for name, value in (ours["model"] | ours["ema"]["shadow"]).items():
+        assert torch.equal(value, (theirs["model"] | theirs["ema"]["shadow"])[name]), name
+    for own, other in zip(ours["ranks"], theirs["ranks"], strict=True):
+        assert all(torch.equal(value, other["buffers"][name]) for name, value in own["buffers"].items())
 
 
 @pytest.mark.parametrize("name", [*sorted(MODELS), "local", "local-spread", "SyncBN"])
