@@ -36,7 +36,7 @@ setup(
             for suffix in ("", ".*")
         ]
     ),
-    package_data={"segzoo": ["report/*.j2"], "projects": ["*/*.md", "*/*.yaml"]},
+    package_data={"projects": ["*/*.md", "*/*.yaml"], "segzoo.report": ["templates/*"]},
     data_files=[
         (
             f"share/segzoo/{folder.relative_to(ROOT)}",

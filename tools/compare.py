@@ -20,6 +20,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -97,11 +98,11 @@ def _run(args: argparse.Namespace) -> int:
     )
     comparison = compare(entries, budget, settings, report, trains=not args.report_only)
     paths = write_report(comparison, args.output)
-    for path in paths.values():
+    for path in (paths.page, paths.markdown, paths.json):
         print(path)
     failed = [run for model in comparison.models for run in model.runs if run.error]
     if args.json:
-        print(json.dumps({name: str(path) for name, path in paths.items()} | {"failed": len(failed)}))
+        print(json.dumps({**asdict(paths), "failed": len(failed)}))
     return 1 if failed else 0
 
 

@@ -159,7 +159,8 @@ def add_measurements(trained: Trained, truth: GroundTruth) -> None:
         curves = precision_curves(truth, detections, task, cfg.TEST.COCO_ENGINE)
         model.curves += [Curve(task, iou, recall.tolist(), values.tolist()) for iou, (recall, values) in curves.items()]
     usable = [one for one in trained.detections if trained.iou_type == "bbox" or "segmentation" in one]
-    model.score_threshold, model.best_f1 = best_threshold(find_objects(truth, usable, trained.iou_type))
+    model.score_threshold, best_f1 = best_threshold(find_objects(truth, usable, trained.iou_type))
+    model.best_f1 = best_f1 or None
     # Only what is worth showing: a method that gives out a hundred guesses an image finds everything somehow.
     trained.detections = [one for one in usable if one["score"] >= model.score_threshold]
     trained.found = find_objects(truth, trained.detections, trained.iou_type)

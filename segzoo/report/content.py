@@ -115,25 +115,25 @@ class Failure:
 class Model:
     """A model of the comparison with all that was measured of it.
 
-    name: such as "polarmask". config: the file. recipe: optimiser and input in words. score_threshold, best_f1: the
-    score above which precision and recall at IoU 0.5 balance best, and their harmonic mean there (0..1); pictures show
-    the detections above it. mean_iou: of all objects with the best of those detections. failures: with the largest loss
-    of IoU first. notes: what a reader must know.
+    name: such as "polarmask". config: the file. mean_iou: of all objects with the best detection of their class above
+    `score_threshold`. failures: with the largest loss of IoU first. notes: what a reader must know. recipe: optimiser
+    and input in words. score_threshold, best_f1: the score above which precision and recall at IoU 0.5 balance best,
+    and their harmonic mean there (0..1), None where nothing is right; pictures show the detections above it.
     """
 
     name: str
     title: str
     config: str
-    recipe: str = ""
     runs: list[TrainedRun] = field(default_factory=list)
     cost: Cost | None = None
     speeds: list[Speed] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
     mean_iou: float | None = None
-    score_threshold: float = 0.0
-    best_f1: float | None = None
     failures: list[Failure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    recipe: str = ""
+    score_threshold: float = 0.0
+    best_f1: float | None = None
 
     def values(self, task: str, metric: str) -> list[float]:
         """The metric of all runs that have it, percent."""

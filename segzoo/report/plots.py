@@ -1,256 +1,367 @@
-"""The plots of a comparison as SVG to stand in a page: no fonts, no scripts, the same bytes for the same figures.
+"""Plots of accuracy and of time: AP against speed, AP by class, precision over recall, time by stage.
 
-Text and axes are in `currentColor`, so that they follow the page into a dark scheme.
+A model has one colour and one shape in all of them; several small panels rather than one crowded plot.
 """
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from segzoo.evaluation.stages import STAGES
-from segzoo.report.content import Comparison, Model, main_task
-from segzoo.report.tables import TASK_TITLES
+from segzoo.report.content import Comparison, Curve, Model, Speed, main_task
+from segzoo.report.svg import (
+    FONT_PX,
+    INK,
+    LINE,
+    MUTED,
+    PAPER,
+    Panel,
+    Plot,
+    drawing,
+    label,
+    model_color,
+    model_marker,
+    model_swatch,
+    new_figure,
+    stage_color,
+    stage_swatch,
+    to_svg,
+    use_log,
+)
+from segzoo.report.tables import CLASS_PREFIX, class_names, stage_names
+from segzoo.report.wording import (
+    MISSING,
+    accuracy_conditions,
+    capitalized,
+    number,
+    setting_text,
+    speed_at,
+    speed_conditions,
+    speed_settings,
+    task_title,
+    task_word,
+)
 
-# Okabe and Ito's colours, told apart by the colour-blind; black, the eighth, would vanish in a dark scheme.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999933")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-# Stands for the page's colour of text; nothing else is drawn in it.
-INK = "#010203"
-WIDTH_INCHES = 9.0
-# Up to so many classes have bars, more have dots in rows.
+# No wider, so that a phone need not shrink them much.
+PANEL_PX = 400
+# Up to here classes get bars, beyond it a line of markers each.
 MAX_BAR_CLASSES = 8
-# Beyond this ratio of the slowest to the fastest, times are drawn on a logarithmic axis.
-LOG_RATIO = 8.0
-STYLE = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 9.5,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "axes.titlecolor": INK,
-    "axes.titlesize": 10,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#808080",
-    "grid.alpha": 0.25,
-    "grid.linewidth": 0.6,
-}
+CLASSES_PER_PANEL = 40
+# More of them are in the table alone.
+MAX_PLOTTED_CLASSES = 160
+# Times that differ by more are drawn on a logarithmic axis.
+LOG_RATIO = 5.0
+_LETTER_PX = 0.58 * FONT_PX
 
 
-def all_plots(comparison: Comparison) -> dict[str, str]:
-    """Name -> SVG; plots of what was not measured are left out."""
-    makers = {
-        "speed": ap_against_speed,
-        "classes": classes,
-        "precision": precision_recall,
-        "stages": stages,
-        "losses": losses,
-        "progress": progress,
-    }
-    plots = {}
-    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
-        for name, make in makers.items():
-            figure = make(comparison)
-            if figure is not None:
-                plots[name] = to_svg(figure, name)
+def model_legend(models: Sequence[Model], shown: Sequence[Model]) -> list[tuple[str, str]]:
+    """Swatches of the models that are shown."""
+    return [(model_swatch(index), model.title) for index, model in enumerate(models) if model in shown]
+
+
+def speed_plot(comparison: Comparison) -> Plot | None:
+    """AP against ms an image, a panel for every precision and batch; None where no model has both."""
+    task = main_task(comparison.tasks)
+    settings = [
+        (setting, points) for setting in speed_settings(comparison) if (points := _points(comparison, task, setting))
+    ]
+    if not settings:
+        return None
+    with drawing():
+        panels = [
+            Panel(setting_text(setting), _draw_speed(points, task, f"ap-speed-{place}"), PANEL_PX)
+            for place, (setting, points) in enumerate(settings)
+        ]
+    has_spread = any(spread for _, points in settings for _, _, _, _, spread in points)
+    bars = " Bars: standard deviation over seeds." if has_spread else ""
+    caption = (
+        f"{capitalized(task_word(task))} against the median time of an image; up and to the left is better. The line "
+        f"joins models that no other one beats in both.{bars} {accuracy_conditions(comparison)} "
+        f"{speed_conditions(comparison)}"
+    )
+    return Plot("ap-speed", caption, panels)
+
+
+# (place of the model, its title, ms, AP, standard deviation or 0)
+_Point = tuple[int, str, float, float, float]
+
+
+def _points(comparison: Comparison, task: str, setting: tuple[str, int]) -> list[_Point]:
+    points = []
+    for index, model in enumerate(comparison.models):
+        speed, ap = speed_at(model, setting), model.mean(task, "AP")
+        if speed and ap is not None and speed.whole_ms["median"] > 0:
+            points.append((index, model.title, speed.whole_ms["median"], ap, model.spread(task, "AP") or 0.0))
+    return points
+
+
+def _draw_speed(points: Sequence[_Point], task: str, name: str) -> str:
+    # Margins are fixed, since where labels have room is found out before anything is drawn.
+    figure, axes = new_figure(PANEL_PX, 300, has_fixed_margins=True)
+    figure.subplots_adjust(left=0.12, right=0.97, top=0.96, bottom=0.16)
+    times = [ms for _, _, ms, _, _ in points]
+    if max(times) > LOG_RATIO * min(times):
+        use_log(axes, "x", times)
+        axes.set_xlim(min(times) / 1.5, max(times) * 1.5)
+    else:
+        room = 0.25 * (max(times) - min(times)) or 0.2 * max(times)
+        axes.set_xlim(max(0.0, min(times) - room), max(times) + room)
+    low, high = min(ap - sd for *_, ap, sd in points), max(ap + sd for *_, ap, sd in points)
+    room = max(0.25 * (high - low), 1.0)
+    axes.set_ylim(max(0.0, low - room), high + room)
+    axes.grid(visible=True)
+    axes.set(xlabel="ms an image", ylabel=task_word(task))
+    front = _front([(ms, ap) for _, _, ms, ap, _ in points])
+    if len(front) > 1:
+        axes.plot(*zip(*front, strict=True), color=MUTED, linewidth=1, linestyle=(0, (2, 3)))
+    for index, _, ms, ap, spread in points:
+        color = model_color(index)
+        if spread:
+            axes.errorbar(ms, ap, yerr=spread, color=color, elinewidth=1.2, capsize=3)
+        axes.plot(ms, ap, marker=model_marker(index), markersize=9, color=color, markeredgecolor=PAPER, linestyle="")
+    _label_points(axes, points)
+    said = "; ".join(f"{title}: {number(ap)} at {number(ms)} ms" for _, title, ms, ap, _ in points)
+    return to_svg(figure, name, f"{task_word(task)} against time. {said}")
+
+
+def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those that no other one beats in both, from the fastest to the slowest."""
+    front: list[tuple[float, float]] = []
+    for ms, ap in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or ap > front[-1][1]:
+            front.append((ms, ap))
+    return front
+
+
+def _label_points(axes: Axes, points: Sequence[_Point]) -> None:
+    """Writes names beside the points, where neither a point nor another name is."""
+    spots = []
+    for _, title, ms, ap, spread in points:
+        (x, low), (_, high) = axes.transData.transform([(ms, ap - spread), (ms, ap + spread)])
+        spots.append((label(title), x, low - 7, high + 7))
+    taken = [(x - 7, low, x + 7, high) for _, x, low, high in spots]
+    frame = axes.get_window_extent()
+    for text, x, low, high in spots:
+        width, half, middle = len(text) * _LETTER_PX, 0.6 * FONT_PX, (low + high) / 2
+        # (alignment, where the text begins, its middle's height): right, left, above, below, and further away.
+        starts = [("left", x + 10, middle), ("right", x - 10 - width, middle)]
+        for far in (0, 14, 28):
+            starts += [("center", x - width / 2, high + half + far), ("center", x - width / 2, low - half - far)]
+        inside = [start for start in starts if start[1] >= frame.x0 and start[1] + width <= frame.x1 + 8]
+        boxes = [(left, height - half, left + width, height + half) for _, left, height in inside or starts]
+        hits = [sum(_overlaps(box, other) for other in taken) for box in boxes]
+        best = hits.index(min(hits))
+        align, left, height = (inside or starts)[best]
+        taken.append(boxes[best])
+        anchor = {"left": left, "right": left + width, "center": left + width / 2}[align]
+        place = axes.transData.inverted().transform((anchor, height))
+        axes.text(place[0], place[1], text, ha=align, va="center_baseline")
+
+
+def _overlaps(box: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Boxes (left, bottom, right, top)."""
+    return box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
+
+
+def class_plot(comparison: Comparison) -> Plot | None:
+    """AP by class: bars of a few classes, markers of many; None where no class has an AP."""
+    task = main_task(comparison.tasks)
+    shown = [
+        name
+        for name in class_names(comparison, task)
+        if any(model.mean(task, CLASS_PREFIX + name) is not None for model in comparison.models)
+    ]
+    models = [model for model in comparison.models if model.values(task, "AP")]
+    if not shown or not models:
+        return None
+    left_out = len(shown) - MAX_PLOTTED_CLASSES
+    if left_out > 0:
+        frequent = sorted(shown, key=lambda name: -comparison.class_counts.get(name, 0))[:MAX_PLOTTED_CLASSES]
+        shown = [name for name in shown if name in set(frequent)]
+    parts = [shown[start : start + CLASSES_PER_PANEL] for start in range(0, len(shown), CLASSES_PER_PANEL)]
+    draw = _draw_class_bars if len(shown) <= MAX_BAR_CLASSES else _draw_class_markers
+    ends = [np.add(means, spreads) for _, means, spreads in _class_values(comparison, task, shown)]
+    limit = 1.12 * max(float(np.nanmax(ends)), 1.0)
+    with drawing():
+        panels = [
+            Panel("", draw(comparison, part, limit, f"classes-{place}"), PANEL_PX) for place, part in enumerate(parts)
+        ]
+    caption = f"{capitalized(task_word(task))} by class, percent. {accuracy_conditions(comparison)}"
+    if left_out > 0:
+        caption += f" The {MAX_PLOTTED_CLASSES} most frequent classes; {left_out:,} others are in the table alone."
+    return Plot("classes", caption, panels, model_legend(comparison.models, models))
+
+
+# (place of the model, AP of each class or NaN, standard deviations or 0)
+_ClassValues = tuple[int, list[float], list[float]]
+
+
+def _class_values(comparison: Comparison, task: str, names: Sequence[str]) -> list[_ClassValues]:
+    """Of models with an AP of any class."""
+    values = []
+    for index, model in enumerate(comparison.models):
+        keys = [CLASS_PREFIX + name for name in names]
+        means = [model.mean(task, key) for key in keys]
+        if any(mean is not None for mean in means):
+            spreads = [model.spread(task, key) or 0.0 for key in keys]
+            values.append((index, [np.nan if mean is None else mean for mean in means], spreads))
+    return values
+
+
+def _draw_class_bars(comparison: Comparison, names: Sequence[str], limit: float, name: str) -> str:
+    task = main_task(comparison.tasks)
+    values = _class_values(comparison, task, names)
+    bar_px = 15
+    height = 60 + len(names) * (len(values) * bar_px + 14)
+    figure, axes = new_figure(PANEL_PX, height)
+    thick = bar_px / (len(values) * bar_px + 14)
+    for place, (index, means, spreads) in enumerate(values):
+        rows = np.arange(len(names)) + (place - (len(values) - 1) / 2) * thick
+        bars = axes.barh(rows, means, 0.86 * thick, color=model_color(index))
+        if any(spreads):
+            axes.errorbar(means, rows, xerr=spreads, fmt="none", ecolor=INK, elinewidth=0.8, capsize=2)
+        for bar, mean, spread in zip(bars, means, spreads, strict=True):
+            if np.isfinite(mean):
+                middle = bar.get_y() + bar.get_height() / 2
+                axes.annotate(
+                    number(mean),
+                    (mean + spread, middle),
+                    (4, 0),
+                    textcoords="offset points",
+                    va="center_baseline",
+                    fontsize=FONT_PX - 1,
+                    color=MUTED,
+                )
+    _finish_classes(axes, task, names, limit)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x")
+    return to_svg(figure, name, f"{task_word(task)} by class, as bars; the figures are in the table")
+
+
+def _draw_class_markers(comparison: Comparison, names: Sequence[str], limit: float, name: str) -> str:
+    task = main_task(comparison.tasks)
+    figure, axes = new_figure(PANEL_PX, 60 + 17 * len(names))
+    values = _class_values(comparison, task, names)
+    table = np.array([means for _, means, _ in values])
+    for row, column in enumerate(table.T):
+        found = column[np.isfinite(column)]
+        if found.size:
+            axes.plot([found.min(), found.max()], [row, row], color=MUTED, linewidth=1)
+    for index, means, _ in values:
+        axes.plot(
+            means,
+            range(len(names)),
+            linestyle="",
+            marker=model_marker(index),
+            markersize=6,
+            color=model_color(index),
+            markeredgecolor=PAPER,
+            markeredgewidth=0.6,
+            clip_on=False,
+        )
+    _finish_classes(axes, task, names, limit)
+    axes.grid()
+    axes.tick_params(length=0)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    return to_svg(figure, name, f"{task_word(task)} by class, a row a class; the figures are in the table")
+
+
+def _finish_classes(axes: Axes, task: str, names: Sequence[str], limit: float) -> None:
+    """Names at the rows, the first one at the top, and the axis of AP, the same in all panels."""
+    axes.set_yticks(range(len(names)), [label(class_name) for class_name in names])
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlim(0, limit)
+    axes.set_xlabel(task_word(task))
+
+
+def precision_recall_plots(comparison: Comparison) -> list[Plot]:
+    """A plot a task, a panel for every IoU threshold."""
+    plots = []
+    for task in comparison.tasks:
+        with drawing():
+            panels = _recall_panels(comparison, task)
+        if panels:
+            shown = [model for model in comparison.models if any(curve.task == task for curve in model.curves)]
+            caption = (
+                f"{task_title(task)}: precision over recall, the mean over classes, of the first seed's run. "
+                f"{accuracy_conditions(comparison, is_mean=False)}"
+            )
+            plots.append(Plot(f"pr-{task}", caption, panels, model_legend(comparison.models, shown)))
     return plots
 
 
-def color_of(comparison: Comparison, model: Model) -> str:
-    """A model's colour, the same in all plots."""
-    return COLORS[_place(comparison, model) % len(COLORS)]
+def _recall_panels(comparison: Comparison, task: str) -> list[Panel]:
+    thresholds = {curve.iou for model in comparison.models for curve in model.curves if curve.task == task}
+    panels = []
+    # The mean, written as 0, comes last.
+    for place, iou in enumerate(sorted(thresholds, key=lambda iou: (iou == 0, iou))):
+        curves = [
+            (index, curve)
+            for index, model in enumerate(comparison.models)
+            for curve in model.curves
+            if curve.task == task and curve.iou == iou
+        ]
+        title = f"IoU {iou:.2f}" if iou else "mean of IoU 0.50 to 0.95"
+        panels.append(Panel(title, _draw_recall(curves, f"pr-{task}-{place}", title), 320))
+    return panels
 
 
-def _place(comparison: Comparison, model: Model) -> int:
-    return next(place for place, other in enumerate(comparison.models) if other is model)
+def _draw_recall(curves: Sequence[tuple[int, Curve]], name: str, title: str) -> str:
+    figure, axes = new_figure(320, 280)
+    for index, curve in curves:
+        axes.plot(
+            curve.recall,
+            curve.precision,
+            color=model_color(index),
+            linewidth=1.8,
+            marker=model_marker(index),
+            markersize=5,
+            markevery=max(1, len(curve.recall) // 6),
+            markeredgecolor=PAPER,
+            markeredgewidth=0.5,
+        )
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), aspect="auto")
+    axes.grid()
+    return to_svg(figure, name, f"Precision over recall, {title}")
 
 
-def ap_against_speed(comparison: Comparison) -> Figure | None:
-    """AP over the time of an image; bars are the standard deviation over seeds."""
-    task = main_task(comparison.tasks)
-    shown = [model for model in comparison.models if model.speeds and model.mean(task, "AP") is not None]
-    if not shown:
+def stages_plot(comparison: Comparison) -> Plot | None:
+    """Time by stage as stacked bars, a panel for every precision and batch; None without any."""
+    stages = stage_names(comparison)
+    panels = []
+    with drawing():
+        for place, setting in enumerate(speed_settings(comparison)):
+            rows = [(model.title, speed) for model in comparison.models if (speed := speed_at(model, setting))]
+            rows = [(title, speed) for title, speed in rows if speed.stages_ms]
+            if rows:
+                panels.append(Panel(setting_text(setting), _draw_stages(rows, stages, f"stages-{place}"), PANEL_PX))
+    if not panels:
         return None
-    figure, axes = _figure(4.2)
-    times = [model.speeds[0].whole_ms["median"] for model in shown]
-    for number, (model, milliseconds) in enumerate(zip(shown, times, strict=True)):
-        mean, color = model.mean(task, "AP") or 0.0, color_of(comparison, model)
-        marker = MARKERS[_place(comparison, model) % len(MARKERS)]
-        axes.errorbar([milliseconds], [mean], yerr=model.spread(task, "AP"), color=color, marker=marker, capsize=3)
-        # Above and below in turns, so that the names of neighbours do not cover each other.
-        offset = (7, -12 if number % 2 else 5)
-        axes.annotate(model.title, (milliseconds, mean), offset, textcoords="offset points", color=INK)
-    if max(times) > LOG_RATIO * min(times):
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
-    else:
-        axes.set_xlim(0, max(times) * 1.22)
-    axes.margins(x=0.2, y=0.2)
-    axes.set(xlabel="ms an image (less is better)", ylabel=f"{TASK_TITLES[task]} AP, percent")
-    return figure
+    legend = [(stage_swatch(index), stage) for index, stage in enumerate(stages)]
+    caption = (
+        "Median ms an image of each stage, in the order in which an image goes through them; the figure at the end is "
+        f"their sum. {speed_conditions(comparison)}"
+    )
+    return Plot("stages", caption, panels, legend)
 
 
-def classes(comparison: Comparison) -> Figure | None:
-    """AP of every class: bars of a few, rows of dots of many, the best class first."""
-    task, counts = main_task(comparison.tasks), comparison.class_counts
-    shown = [model for model in comparison.models if model.mean(task, "AP") is not None]
-    values = {name: [model.mean(task, f"AP-{name}") for model in shown] for name in counts}
-    names = [name for name, own in values.items() if any(value is not None for value in own)]
-    if len(names) < 2:
-        return None
-    names.sort(key=lambda name: -float(np.mean([value for value in values[name] if value is not None])))
-    if len(names) <= MAX_BAR_CLASSES:
-        figure, axes = _figure(3.6)
-        width = 0.8 / len(shown)
-        for place, model in enumerate(shown):
-            heights = [values[name][place] or 0.0 for name in names]
-            left = np.arange(len(names)) - 0.4 + (place + 0.5) * width
-            axes.bar(left, heights, width * 0.92, color=color_of(comparison, model), label=model.title)
-        axes.set_xticks(range(len(names)), names)
-        axes.grid(axis="x", visible=False)
-        axes.set_ylabel(f"{TASK_TITLES[task]} AP, percent")
-    else:
-        figure, axes = _figure(1.0 + 0.2 * len(names))
-        for place, model in enumerate(shown):
-            points = [(values[name][place], row) for row, name in enumerate(names) if values[name][place] is not None]
-            marker = MARKERS[_place(comparison, model) % len(MARKERS)]
-            color = color_of(comparison, model)
-            axes.plot(*zip(*points, strict=True), marker, color=color, markersize=5, alpha=0.85, label=model.title)
-        axes.set_yticks(range(len(names)), names, fontsize=8)
-        axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.set_xlabel(f"{TASK_TITLES[task]} AP, percent")
-    _legend(figure, axes)
-    return figure
-
-
-def precision_recall(comparison: Comparison) -> Figure | None:
-    """Precision over recall at two IoU thresholds, and the mean of all ten."""
-    task = main_task(comparison.tasks)
-    ious = sorted({curve.iou for model in comparison.models for curve in model.curves if curve.task == task})
-    if not ious:
-        return None
-    ordered = [iou for iou in ious if iou] + [iou for iou in ious if not iou]
-    figure = Figure(figsize=(WIDTH_INCHES, 3.5), layout="constrained")
-    panels: Sequence[Axes] = np.atleast_1d(figure.subplots(1, len(ordered), sharey=True)).tolist()
-    for panel, iou in zip(panels, ordered, strict=True):
-        for model in comparison.models:
-            for curve in model.curves:
-                if (curve.task, curve.iou) == (task, iou):
-                    color = color_of(comparison, model)
-                    panel.plot(curve.recall, curve.precision, color=color, linewidth=1.6, label=model.title)
-        panel.set(xlabel="recall", title=f"IoU {iou:.2f}" if iou else "mean of IoU 0.50 to 0.95")
-        panel.set(xlim=(0, 1), ylim=(0, 1.02))
-    panels[0].set_ylabel("precision")
-    _legend(figure, panels[0])
-    return figure
-
-
-def stages(comparison: Comparison) -> Figure | None:
-    """Where the time of an image goes: one bar a model, of its first precision and batch."""
-    shown = [model for model in comparison.models if model.speeds]
-    if not shown:
-        return None
-    figure, axes = _figure(1.3 + 0.42 * len(shown))
-    palette = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.95, len(STAGES)))
-    left = np.zeros(len(shown))
-    for stage, color in zip(STAGES, palette, strict=True):
-        widths = np.array([model.speeds[0].stages_ms.get(stage, {}).get("median", 0.0) for model in shown])
-        axes.barh(range(len(shown)), widths, 0.66, left=left, color=color, label=stage)
-        left += widths
-    axes.set_yticks(range(len(shown)), [model.title for model in shown])
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
+def _draw_stages(rows: Sequence[tuple[str, Speed]], stages: Sequence[str], name: str) -> str:
+    figure, axes = new_figure(PANEL_PX, 56 + 30 * len(rows))
+    ends = np.zeros(len(rows))
+    for index, stage in enumerate(stages):
+        times = np.array([speed.stages_ms.get(stage, {}).get("median", 0.0) for _, speed in rows])
+        times = np.nan_to_num(times)
+        axes.barh(range(len(rows)), times, 0.66, left=ends, color=stage_color(index), edgecolor=PAPER, linewidth=0.8)
+        ends += times
+    for row, end in enumerate(ends):
+        axes.annotate(number(float(end)), (end, row), (5, 0), textcoords="offset points", va="center_baseline")
+    axes.set_yticks(range(len(rows)), [label(title) for title, _ in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(0, 1.14 * max(float(ends.max()), 1e-3))
     axes.set_xlabel("ms an image")
-    _legend(figure, axes, columns=len(STAGES))
-    return figure
-
-
-def losses(comparison: Comparison) -> Figure | None:
-    """A panel a model: its losses over the iterations of the first training."""
-    shown = [(model, run.curve) for model in comparison.models for run in model.runs[:1] if run.curve.iterations]
-    if not shown:
-        return None
-    columns = min(3, len(shown))
-    rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(WIDTH_INCHES, 2.7 * rows), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(rows, columns)).ravel()
-    for panel, (model, curve) in zip(panels, shown, strict=False):
-        for name, values in sorted(curve.losses.items(), key=lambda item: item[0] != "total_loss"):
-            is_total = name == "total_loss"
-            title = "total" if is_total else name.removeprefix("loss_")
-            # A loss may be 0 for a while, which no logarithm has.
-            heights = np.where(np.asarray(values) > 0, values, np.nan)
-            points = curve.iterations[: len(values)]
-            panel.plot(
-                points, heights, color=INK if is_total else None, linewidth=1.8 if is_total else 0.9, label=title
-            )
-        panel.set_yscale("log")
-        panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        panel.yaxis.set_minor_formatter(NullFormatter())
-        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        panel.set_title(model.title)
-        panel.legend(fontsize=7, ncols=2, loc="upper right")
-    for panel in panels[len(shown) :]:
-        panel.set_visible(False)
-    return figure
-
-
-def progress(comparison: Comparison) -> Figure | None:
-    """AP over the images seen, of the first trainings with evaluations in between."""
-    key = f"{main_task(comparison.tasks)}/AP"
-    figure, axes = _figure(3.6)
-    has_some = False
-    for model in comparison.models:
-        for run in model.runs[:1]:
-            points = [(number * run.batch, own[key]) for number, own in run.curve.evaluations if key in own]
-            if len(points) > 1:
-                has_some = True
-                color, marker = color_of(comparison, model), MARKERS[_place(comparison, model) % len(MARKERS)]
-                axes.plot(*zip(*points, strict=True), color=color, marker=marker, markersize=4, label=model.title)
-    if not has_some:
-        return None
-    axes.set(xlabel="images seen", ylabel=f"{TASK_TITLES[main_task(comparison.tasks)]} AP, percent")
-    _legend(figure, axes)
-    return figure
-
-
-def _figure(height_inches: float) -> tuple[Figure, Axes]:
-    # Not pyplot's: it needs no window, and the caller's pyplot stays as it is.
-    figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
-    return figure, figure.subplots()
-
-
-def _legend(figure: Figure, axes: Axes, columns: int = 5) -> None:
-    """Above the panels, where it hides nothing."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(columns, len(labels)), columnspacing=1.2)
-
-
-def to_svg(figure: Figure, name: str) -> str:
-    """The figure as an <svg> element whose ids begin with its name, so that several can stand in one page."""
-    stream = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = stream.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'(xlink:href="|url\()#', rf"\g<1>#{name}-", svg)
-    # The page sets the size.
-    svg = re.sub(r'<svg ([^>]*?)(?:width="[^"]*")', r"<svg \1", svg, count=1)
-    svg = re.sub(r'<svg ([^>]*?)(?:height="[^"]*")', r"<svg \1", svg, count=1)
-    return svg.replace(INK, "currentColor").strip()
+    axes.grid(axis="x", color=LINE)
+    axes.tick_params(axis="y", length=0)
+    said = "; ".join(f"{title}: {number(float(end))} ms" for (title, _), end in zip(rows, ends, strict=True))
+    return to_svg(figure, name, f"Time by stage. {said if said else MISSING}")
