@@ -9,7 +9,7 @@ Shape shorthand: C channels of the feature, P places, S side of a shape.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class ShapeGraph(nn.Module):
 
 def center_plan(model: CenterMask) -> ExportPlan:
     """Of CenterMask on CenterNet: the maps of the last head."""
-    head = model.heads[-1]
+    head: Any = model.heads[-1]
     has_shapes, has_saliency = head.shape is not None, head.saliency is not None
 
     def name_maps(maps_per_head: list[CenterMaps]) -> dict[str, Tensor]:

@@ -49,9 +49,11 @@ class GroupGraph(nn.Module):
 class MaskHeadGraph(nn.Module):
     """MaskFCOS's mask head: (D, C, P, P) features of boxes -> (D, K or 1, S, S) logits."""
 
-    def __init__(self, layers: nn.Module) -> None:
+    head: Any
+
+    def __init__(self, head: nn.Module) -> None:
         super().__init__()
-        self.head = layers
+        self.head = head
 
     def forward(self, regions: Tensor) -> Tensor:
         """See the class."""

@@ -75,7 +75,7 @@ def example_inputs(graph: Graph, exported: Exported) -> list[tuple[Tensor, ...]]
     sizes = [(unit * high, unit * wide) for high, wide in MULTIPLES] if graph.is_open(2) else [(traced[0], traced[1])]
     batches = BATCHES if graph.is_open(0) else (number,)
     generator = torch.Generator().manual_seed(0)
-    inputs = []
+    inputs: list[tuple[Tensor, ...]] = []
     for size in sizes:
         for batch in batches:
             images = torch.randn(batch, 3, *size, generator=generator)

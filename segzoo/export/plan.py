@@ -68,7 +68,8 @@ def plan_of(model: nn.Module) -> ExportPlan:
             f"{type(model).__name__} cannot be exported: it has no export_plan()",
             "export PolarMask, CenterMask, OrienMask, FCOSIS, MaskFCOS or FCOS; docs/export.md says why not Mask R-CNN",
         )
-    plan: ExportPlan = model.export_plan()
+    of_model: Any = model
+    plan: ExportPlan = of_model.export_plan()
     return plan
 
 

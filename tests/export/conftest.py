@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from projects.speed import fill_with_detections, prepare_untrained
 from segzoo.engine.predictor import Predictor
 from tests.contract.conftest import give_extent
 from tests.contract.toys import toy_config
 
-# One of each decoder and of each kind of second graph.
-EXPORTED = ("FCOS", "PolarMask", "OrienMask", "CenterMask", "FCOSIS")
+# One of each decoder and of each kind of second graph; FCOS's network is also PolarMask's and FCOSIS's.
+EXPORTED = ("PolarMask", "OrienMask", "CenterMask", "FCOSIS", pytest.param("FCOS", marks=pytest.mark.slow))
 # Small enough for a test, large enough for several levels of a pyramid; shapes x saliency that reach the threshold.
 OPTIONS = [
     *("INPUT.MIN_SIZE_TEST", 160, "INPUT.MAX_SIZE_TEST", 256, "TEST.DETECTIONS_PER_IMAGE", 25),
@@ -60,12 +62,16 @@ def export_toy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Toy]
     from segzoo.export.files import export_model
 
     made: dict[str, Toy] = {}
+    # Processes of one run share their files: an export takes longer than all else, and toys are the same in each.
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
     def export(name: str) -> Toy:
         if name not in made:
-            predictor = build_toy(name)
-            path = tmp_path_factory.mktemp("export") / f"{name}.onnx"
-            export_model(predictor.cfg, predictor.model, path, class_names=["car", "cat", "cup"])
+            predictor, path = build_toy(name), folder / f"{name}.onnx"
+            with FileLock(folder / f"{name}.lock"):
+                if not path.exists():
+                    export_model(predictor.cfg, predictor.model, path, class_names=["car", "cat", "cup"])
             made[name] = Toy(predictor, path)
         return made[name]
 

@@ -87,7 +87,7 @@ def test_a_second_graph_of_another_model_is_refused(export_toy: Export, tmp_path
 
 
 def test_inputs_that_a_graph_does_not_take_are_refused(export_toy: Export) -> None:
-    runtime = load_model(export_toy("FCOS").path, num_threads=1)
+    runtime = load_model(export_toy("PolarMask").path, num_threads=1)
     with pytest.raises(ConfigError, match="multiples of 32"):
         runtime.maps(np.zeros((1, 3, 64, 100), np.float32))
     with pytest.raises(ConfigError, match="float32"):

@@ -89,7 +89,7 @@ def exp_size(log_sizes: np.ndarray) -> np.ndarray:
 
 def usable_locations(points_px: np.ndarray, input_size: tuple[int, int], outputs: Sequence[np.ndarray]) -> np.ndarray:
     """(R,) whether a location lies in the image, not in its padding, and none of the (R, C) outputs is NaN there."""
-    is_usable: np.ndarray = (points_px < np.array(input_size[::-1], np.float32)).all(axis=1)
+    is_usable: np.ndarray = np.all(points_px < np.array(input_size[::-1], np.float32), axis=1)
     for output in outputs:
         is_usable &= ~np.isnan(output).any(axis=1)
     return is_usable

@@ -91,4 +91,5 @@ def cut_window(found: Detections, window: tuple[int, int, int, int]) -> Detectio
     boxes = found.boxes - np.array([left, top, left, top], np.float32)
     masks = None if found.masks is None else [crop_rle(rle, window) for rle in found.masks]
     moved = finish(boxes, found.scores, found.classes, masks, size)
-    return moved.select((moved.boxes[:, 2:] > moved.boxes[:, :2]).all(axis=1))
+    is_seen: np.ndarray = np.all(moved.boxes[:, 2:] > moved.boxes[:, :2], axis=1)
+    return moved.select(is_seen)

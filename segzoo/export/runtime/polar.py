@@ -44,11 +44,11 @@ def decode(maps: Mapping[str, np.ndarray], settings: Mapping[str, Any], image: P
     else:
         boxes = fcos.distances_to_boxes(points, fcos.exp_size(box_logits[candidates.locations]))
     # The authors' boxes end at their last pixel, and have one more in NMS.
-    margin_px = np.float32(is_official)
+    margin_px = float(is_official)
     height, width = image.input_size
     scale = fcos.output_scale(image.input_size, image.output_size)
     boxes = fcos.clip_boxes(boxes, (height - margin_px, width - margin_px)) * np.tile(scale, 2)
-    boxes[:, 2:] += margin_px
+    boxes[:, 2:] += np.float32(margin_px)
     keep = fcos.suppress(boxes, candidates, settings)
     contours = contours[keep]
     if is_official:

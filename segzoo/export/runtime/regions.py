@@ -77,11 +77,13 @@ def pool_boxes(features: list[np.ndarray], boxes_px: np.ndarray, settings: Mappi
 
 def _pooling_weights(start: float, end: float, length: int, side: int, settings: Mapping[str, Any]) -> np.ndarray:
     """(side, length) share of each cell of an axis in each bin of a box that reaches from start to end, in cells."""
-    if settings["is_aligned"]:
-        start, end = start - np.float32(0.5), end - np.float32(0.5)
-    span = end - start if settings["is_aligned"] else max(end - start, np.float32(1))
+    is_aligned = settings["is_aligned"]
+    # In single precision all along, as the network's own pooling.
+    half, least = np.float32(0.5 if is_aligned else 0), np.float32(-np.inf if is_aligned else 1)
+    first, last = np.float32(start) - half, np.float32(end) - half
+    span = np.float32(max(float(last - first), float(least)))
     samples = settings["sampling_ratio"] if settings["sampling_ratio"] > 0 else max(math.ceil(span / side), 1)
-    places = start + (np.arange(side * samples, dtype=np.float32) + np.float32(0.5)) * (span / (side * samples))
+    places = first + (np.arange(side * samples, dtype=np.float32) + np.float32(0.5)) * (span / (side * samples))
     is_inside = (places >= -1) & (places <= length)
     places = np.clip(places, 0, length - 1)
     lower = np.floor(places).astype(np.int64)

@@ -140,7 +140,7 @@ def assemble_masks(
     boxes = boxes_px / np.tile(step, 2)
 
     def is_inside(number: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        probability = np.float32(1)
+        probability = np.ones((1, 1), np.float32)
         if shapes is not None:
             side, box = shapes.shape[-1], boxes[number]
             places = [
@@ -152,6 +152,7 @@ def assemble_masks(
             plane = saliency[classes[number] if len(saliency) > 1 else 0]
             places = [pixels * (step[axis] / np.float32(MAP_STRIDE)) for axis, pixels in enumerate((x, y))]
             probability = probability * fcos.sigmoid(resample(plane, *places))
-        return probability >= np.float32(threshold)
+        is_large: np.ndarray = probability >= np.float32(threshold)
+        return is_large
 
     return masks_in_boxes(box_ranges(boxes, image.output_size), image.output_size, is_inside)
