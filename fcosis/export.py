@@ -38,9 +38,9 @@ class GroupGraph(nn.Module):
         super().__init__()
         self.head = head
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """See the class."""
-        *features, attention = inputs
+    def forward(self, fine: Tensor, middle: Tensor, coarse: Tensor, attention: Tensor) -> Tensor:
+        """See the class; each input has a name of its own, as torch.export wants shapes by argument."""
+        features = (fine, middle, coarse)
         levels = shrink(attention, len(features))
         weighted = [feature * weights for feature, weights in zip(features, levels, strict=True)]
         return predict_in_fp32(self.head.pred, self.head.levels(weighted)).squeeze(1)

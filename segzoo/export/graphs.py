@@ -171,7 +171,8 @@ def _export(module: nn.Module, examples: tuple[Tensor, ...], lengths: Sequence[d
     dims = {name: Dim(name, min=1, max=MAX_LENGTH) for name in sorted(names)}
 
     def dim_of(length: Length) -> Any:
-        return dims[length] if isinstance(length, str) else length[1] * dims[length[0]]
+        name, factor = (length, 1) if isinstance(length, str) else length
+        return dims[name] if factor == 1 else factor * dims[name]
 
     shapes = tuple({axis: dim_of(length) for axis, length in of_input.items()} for of_input in lengths)
     with torch.no_grad():
