@@ -73,10 +73,8 @@ def test_a_deployment_detects_without_torch(export_toy: Callable[[str], Toy], tm
     finished = run_without_torch(program, server)
     assert finished.returncode == 0, finished.stderr
     entries = json.loads(results.read_text())
-    # The file has the config's threshold, and not the lowered one of the toy.
-    runtime = load_model(toy.path, num_threads=1)
-    found = runtime(image)
-    assert len(entries) == len(found)
+    found = load_model(toy.path, num_threads=1)(image)
+    assert len(entries) == len(found) > 0
     assert "detections reach 0.0" in finished.stdout
     assert cv2.imread(str(picture)).shape == (120, 160, 3)
 
