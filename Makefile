@@ -36,7 +36,7 @@ $(STAMP): setup.py constraints.txt requirements-detectron2.txt tools/install_det
 	@test -x $(VENV_PYTHON) || { echo "Creating $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing the pinned packages of constraints.txt (torch is large). sal-detectron2 needs neither black nor numpy<2, whatever pip notes."
 	@$(PIP) install -c constraints.txt setuptools wheel
-	@$(PIP) install -c constraints.txt --no-build-isolation --config-settings editable_mode=compat -e '.[timm,test,lint]'
+	@$(PIP) install -c constraints.txt --no-build-isolation --config-settings editable_mode=compat -e '.[timm,export,test,lint]'
 	@$(VENV_PYTHON) tools/install_detectron2.py $(if $(DETECTRON2),'$(DETECTRON2)')
 	@touch $@
 

@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from centermask.assembly import assemble_masks
 from centermask.check import check_centermask
 from centermask.decode import DecodeRule, Detections, find_peaks, peak_scores, select_detections
+from centermask.export import center_plan
 from centermask.heads import CenterHead, FeatureSum
 from centermask.left_out import LeftOut
 from centermask.losses import Counts, replace_zeros
 from centermask.map_pictures import center_pictures
 from centermask.maps import MAP_STRIDE, CenterMaps, gather_cells, saliency_channels_of
 from centermask.objective import Objective, build_targets, feature_losses
+from segzoo.export.plan import ExportPlan
 from segzoo.modeling.fcos.decode import output_scale
 from segzoo.modeling.normalizer import mean_over_ranks
 from segzoo.modeling.postprocess import build_instances
@@ -222,6 +224,10 @@ class CenterMask(nn.Module):
         maps = maps_per_head[-1]
         feature = None if self.heads[-1].shape is None else maps.feature
         return [values for values in (feature, maps.saliency) if values is not None]
+
+    def export_plan(self) -> ExportPlan:
+        """How this model is exported, see `centermask.export`."""
+        return center_plan(self)
 
     def map_pictures(self, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
         """Pictures of what the masks of one image are made of, by title; see `centermask.map_pictures`."""

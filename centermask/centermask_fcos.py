@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from centermask.assembly import assemble_masks, mask_loss, saliency_loss
 from centermask.check_fcos import check_centermask_fcos
+from centermask.export import fcos_plan
 from centermask.fcos_head import FCOSMaskHead, FCOSMaskMaps
 from centermask.fcos_targets import FCOSTargets, draw_positives, fcos_targets
 from centermask.losses import replace_zeros
@@ -31,6 +32,7 @@ from centermask.maps import MAP_STRIDE, saliency_channels_of
 from centermask.saliency import SaliencyBranch
 from centermask.targets import image_numbers
 from centermask.unions import union_masks
+from segzoo.export.plan import ExportPlan
 from segzoo.geometry.soft_masks import soft_masks
 from segzoo.modeling.fcos.decode import DecodeRule, Detections, detect_boxes, output_scale
 from segzoo.modeling.fcos.fcos import detector_arguments, head_arguments
@@ -286,6 +288,10 @@ class CenterMaskFCOS(nn.Module):
         """The raw maps that masks are built from: the features that shapes are made of, and the saliency."""
         features = maps.box_features if self.head.shape_size else []
         return [*features, *([] if maps.saliency is None else [maps.saliency])]
+
+    def export_plan(self) -> ExportPlan:
+        """How this model is exported, see `centermask.export`."""
+        return fcos_plan(self)
 
     def map_pictures(self, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
         """Pictures of what the masks of one image are made of, by title; see `centermask.map_pictures`."""

@@ -91,6 +91,10 @@ class FCOSMaskHead(nn.Module):
             gather_neighborhoods(feature, images[own], cells[own])
             for feature, own in zip(box_features, parts, strict=True)
         ]
-        neighborhoods = torch.cat(gathered)[order.argsort()]
+        return self.shapes_from(torch.cat(gathered)[order.argsort()])
+
+    def shapes_from(self, neighborhoods: Tensor) -> Tensor:
+        """(P, S, S) float32 logits of (P, 9 * C) neighbourhoods; only of a head with shapes."""
+        assert self.shape_pred is not None
         logits = functional.linear(neighborhoods, kernel_matrix(self.shape_pred), self.shape_pred.bias)
         return logits.float().view(-1, self.shape_size, self.shape_size)

@@ -69,7 +69,10 @@ class ShapeHead(nn.Module):
         Returns:
             (P, S, S) float32 logits, row by row.
         """
-        neighborhoods = gather_neighborhoods(features, images, cells)
+        return self.shapes_from(gather_neighborhoods(features, images, cells))
+
+    def shapes_from(self, neighborhoods: Tensor) -> Tensor:
+        """(P, S, S) float32 logits of (P, 9 * C) neighbourhoods, see `gather_neighborhoods`."""
         hidden = functional.linear(neighborhoods, kernel_matrix(self.hidden), self.hidden.bias).relu()
         logits = functional.linear(hidden, self.pred.weight.flatten(1), self.pred.bias)
         return logits.float().view(-1, self.shape_size, self.shape_size)

@@ -26,6 +26,7 @@ from fcosis.attention import Groups, attention_maps, group_locations
 from fcosis.check import check_fcosis
 from fcosis.coloring import color_boxes, group_numbers
 from fcosis.detector import detection_losses, positive_weights, regularized_arguments
+from fcosis.export import fcosis_plan
 from fcosis.head import DetectionMaps, GroupingHead
 from fcosis.losses import center_loss, coarse_losses, mask_loss
 from fcosis.masks import cut_masks
@@ -34,6 +35,7 @@ from fcosis.pictures import map_pictures
 from fcosis.regularization import average_shares
 from fcosis.segmentation import SEG_FEATURES, ContextHead, SegmentationHead, shrink
 from fcosis.targets import InnerTargets, center_targets, inner_targets, regularized_targets
+from segzoo.export.plan import ExportPlan
 from segzoo.geometry.rle import RLEMasks
 from segzoo.geometry.soft_masks import MASK_STRIDE, soft_masks
 from segzoo.modeling.fcos.decode import DecodeRule, Detections, detect_boxes, output_scale
@@ -331,6 +333,10 @@ class FCOSIS(nn.Module):
         attention = shrink(maps.features[0].new_ones(count, 1, height, width), len(maps.features))
         images = torch.zeros(count, dtype=torch.int64, device=self.device)
         return self.segmentation(maps.features, attention, images, self.group_budget_mb)
+
+    def export_plan(self) -> ExportPlan:
+        """How this model is exported, see `fcosis.export`."""
+        return fcosis_plan(self, MASK_THRESHOLD)
 
     def map_pictures(self, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
         """What the masks of one image come from, see `fcosis.pictures.map_pictures`."""

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from fcosis.box_masks import MAX_PROPOSALS, BoxMaskHead, box_mask_arguments, training_proposals
 from fcosis.detector import detection_losses, regularized_arguments
+from fcosis.export import mask_fcos_plan
 from fcosis.regularization import location_shares
 from fcosis.targets import regularized_targets
+from segzoo.export.plan import ExportPlan
 from segzoo.modeling.fcos.decode import DecodeRule, detect_boxes, output_scale
 from segzoo.modeling.fcos.fcos import head_arguments
 from segzoo.modeling.fcos.head import FCOSHead, FCOSMaps
@@ -168,6 +170,10 @@ class MaskFCOS(nn.Module):
         features = self.backbone(images)
         detection = self.head([features[name] for name in self.in_features])
         return MaskFCOSMaps(detection, {name: features[name] for name in self.mask_head.in_features})
+
+    def export_plan(self) -> ExportPlan:
+        """How this model is exported, see `fcosis.export`."""
+        return mask_fcos_plan(self)
 
     def mask_maps(self, maps: MaskFCOSMaps) -> list[Tensor]:
         """The maps that masks are built from."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from orienmask.anchors import Predictions, flatten_predictions, list_predictions, to_corners
 from orienmask.check import FEATURE_STRIDES, check_orienmask
 from orienmask.decode import DecodeRule, orientation_masks, select_candidates, suppress
+from orienmask.export import export_plan
 from orienmask.heads import BoxHead, OrienHead, build_network
 from orienmask.losses import PixelCounts, box_losses, count_pixels, orientation_losses
 from orienmask.maps import OrienMaps
@@ -24,6 +25,7 @@ from orienmask.neck import YOLONeck
 from orienmask.orientation import orientation_targets
 from orienmask.pictures import map_pictures
 from orienmask.targets import TargetRule, assign_anchors, box_targets, objectness_negatives
+from segzoo.export.plan import ExportPlan
 from segzoo.modeling.fcos.decode import output_scale
 from segzoo.modeling.fcos.locations import map_sizes
 from segzoo.modeling.normalizer import mean_over_ranks
@@ -204,6 +206,10 @@ class OrienMask(nn.Module):
     def mask_maps(self, maps: OrienMaps) -> Tensor:
         """The part of the raw maps that masks are built from (table 6 of the paper counts its bytes)."""
         return maps.orientations
+
+    def export_plan(self) -> ExportPlan:
+        """How this model is exported, see `orienmask.export`."""
+        return export_plan(self)
 
     def map_pictures(self, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
         """Pictures of what the best detection of one image is made of, by title; see `orienmask.pictures`."""

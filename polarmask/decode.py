@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import cv2
-import numpy as np
 import torch
 from torch import Tensor
 
 from polarmask.rays import ray_directions
-from segzoo.geometry.polygons import polygons_to_rles
-from segzoo.geometry.rle import encode_columns
+from segzoo.geometry.polygons import polygons_to_rles, truncated_rles
 
 
 class ContourRule(NamedTuple):
@@ -45,26 +42,3 @@ def contour_rles(contours_px: Tensor, image_size: tuple[int, int], rule: Contour
     if rule.is_official:
         return truncated_rles(points, image_size)
     return polygons_to_rles(points, *image_size)
-
-
-def truncated_rles(contours_px: np.ndarray, image_size: tuple[int, int]) -> list[dict]:
-    """Masks as the authors' program draws them: points truncated to whole pixels, interior and outline set.
-
-    Args:
-        contours_px: (D, n, 2) x and y.
-        image_size: (H, W) of the masks; what lies outside is cut off.
-
-    Returns:
-        D compressed RLEs; only the columns that a contour spans are ever held as pixels.
-    """
-    height, width = image_size
-    # Truncation is towards zero, as of an integer cast; the limits keep cv2's coordinates in its range.
-    points = np.clip(np.nan_to_num(contours_px), -height - width, 2 * (height + width)).astype(np.int32)
-    rles = []
-    for contour in points:
-        left, right = np.clip((contour[:, 0].min(), contour[:, 0].max() + 1), 0, width).tolist()
-        columns = np.zeros((height, right - left), dtype=np.uint8)
-        if right > left:
-            cv2.drawContours(columns, [contour[:, None] - np.array((left, 0), np.int32)], -1, 1, cv2.FILLED)
-        rles.append(encode_columns(columns, left, image_size))
-    return rles

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from polarmask.check import check_polarmask
 from polarmask.decode import ContourRule, contour_boxes, contour_rles, rays_to_contours
+from polarmask.export import export_plan
 from polarmask.losses import RAY_LOSSES, box_iou_loss, polar_centerness
 from polarmask.pictures import map_pictures
 from polarmask.polar_head import PolarHead, PolarMaps
 from polarmask.targets import TargetRule, polar_targets
+from segzoo.export.plan import ExportPlan
 from segzoo.geometry.rle import RLEMasks
 from segzoo.modeling.fcos.decode import (
     Candidates,
@@ -241,6 +243,10 @@ class PolarMask(nn.Module):
         """(N, 3, H, W) normalised images, padded to the size divisibility -> the raw maps of every level."""
         features = self.backbone(images)
         return self.head([features[name] for name in self.in_features])
+
+    def export_plan(self) -> ExportPlan:
+        """How this model is exported, see `polarmask.export`."""
+        return export_plan(self)
 
     def map_pictures(self, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
         """Pictures of what the masks of one image come from, by title; see `polarmask.pictures`."""

@@ -8,29 +8,30 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
-import torch
 from pycocotools import mask as coco_mask
 
 from segzoo.errors import DatasetError
-from segzoo.geometry.rle import run_lengths
+from segzoo.geometry.edges import encode_columns, run_lengths
 
 # pycocotools walks a polygon's outline pixel by pixel, also where it is far outside of the image.
 FARTHEST_SIZES_OUTSIDE = 8
 
 
-def polygons_to_rles(polygons: torch.Tensor | np.ndarray, height: int, width: int) -> list[dict]:
+def polygons_to_rles(polygons: Any, height: int, width: int) -> list[dict]:
     """One filled polygon a detection as compressed RLE, by the rule COCO's ground truth is drawn with.
 
     Args:
-        polygons: (D, n, 2) points (x, y) in continuous image coordinates, closed implicitly.
+        polygons: (D, n, 2) array or tensor of points (x, y) in continuous image coordinates, closed implicitly.
         height, width: size of the masks; what lies outside is cut off.
 
     Returns:
         D dicts {"size": [H, W], "counts": bytes}; no full-size mask is made. A polygon of fewer than three points,
         or with a point that is not finite, gives an empty mask.
     """
-    if isinstance(polygons, torch.Tensor):
+    # A tensor, without asking torch for its type.
+    if hasattr(polygons, "detach"):
         polygons = polygons.detach().cpu().numpy()
     points = np.ascontiguousarray(polygons, dtype=np.float64)
     if points.ndim != 3 or points.shape[2] != 2:
@@ -45,6 +46,29 @@ def polygons_to_rles(polygons: torch.Tensor | np.ndarray, height: int, width: in
     rles = coco_mask.frPyObjects(list(points.reshape(len(points), -1)), height, width)
     for position in np.flatnonzero(~is_drawable):
         rles[position] = empty_rle(height, width)
+    return rles
+
+
+def truncated_rles(contours_px: np.ndarray, image_size: tuple[int, int]) -> list[dict]:
+    """Masks as PolarMask's authors draw them: points truncated to whole pixels, interior and outline set.
+
+    Args:
+        contours_px: (D, n, 2) x and y.
+        image_size: (H, W) of the masks; what lies outside is cut off.
+
+    Returns:
+        D compressed RLEs; only the columns that a contour spans are ever held as pixels.
+    """
+    height, width = image_size
+    # Truncation is towards zero, as of an integer cast; the limits keep cv2's coordinates in its range.
+    points = np.clip(np.nan_to_num(contours_px), -height - width, 2 * (height + width)).astype(np.int32)
+    rles = []
+    for contour in points:
+        left, right = np.clip((contour[:, 0].min(), contour[:, 0].max() + 1), 0, width).tolist()
+        columns = np.zeros((height, right - left), dtype=np.uint8)
+        if right > left:
+            cv2.drawContours(columns, [contour[:, None] - np.array((left, 0), np.int32)], -1, 1, cv2.FILLED)
+        rles.append(encode_columns(columns, left, image_size))
     return rles
 
 

@@ -13,6 +13,17 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 
+from segzoo.geometry.edges import encode_columns, encode_edges, run_lengths
+
+__all__ = [
+    "RLEMasks",
+    "encode_columns",
+    "encode_edges",
+    "encode_in_chunks",
+    "encode_masks",
+    "run_lengths",
+]
+
 # Bytes a pixel of a mask takes while it is encoded: the bool itself and its column-major copy.
 ENCODING_BYTES_PER_PIXEL = 2
 
@@ -108,36 +119,6 @@ def encode_masks(masks: torch.Tensor | np.ndarray) -> list[dict]:
     return coco_mask.encode(columns.view(np.uint8).transpose(2, 1, 0))
 
 
-def encode_columns(columns: np.ndarray, left: int, image_size: tuple[int, int]) -> dict:
-    """Compressed RLE of a mask of which only some columns are held.
-
-    Args:
-        columns: (H, w) bool or uint8, the columns left .. left + w - 1.
-        left: number of the first column.
-        image_size: (H, W) of the mask, empty elsewhere.
-    """
-    pixels = np.pad(columns.T.reshape(-1) != 0, 1)
-    return encode_edges(np.flatnonzero(pixels[1:] != pixels[:-1]) + left * image_size[0], image_size)
-
-
-def encode_edges(edges: np.ndarray, image_size: tuple[int, int]) -> dict:
-    """Compressed RLE of a mask from the places where it changes.
-
-    Args:
-        edges: ascending numbers of pixels, counted down the columns: the first of a run, the first behind it, the
-            first of the next one, ... A run that begins where another ends is joined to it.
-        image_size: (H, W) of the mask.
-    """
-    height, width = image_size
-    is_joint = edges[1:] == edges[:-1]
-    if is_joint.any():
-        edges = edges[~(np.append(is_joint, False) | np.insert(is_joint, 0, False))]
-    lengths = np.diff(edges, prepend=0, append=height * width)
-    if len(lengths) > 1 and lengths[-1] == 0:
-        lengths = lengths[:-1]
-    return coco_mask.frPyObjects({"size": [height, width], "counts": lengths.tolist()}, height, width)
-
-
 def encode_in_chunks(
     make_masks: Callable[[slice], torch.Tensor | np.ndarray],
     count: int,
@@ -158,26 +139,3 @@ def encode_in_chunks(
     for start in range(0, count, step):
         rles.extend(encode_masks(make_masks(slice(start, min(start + step, count)))))
     return RLEMasks(rles, image_size)
-
-
-def run_lengths(rle: dict) -> np.ndarray:
-    """Lengths of the runs of a compressed RLE, int64, background first, down the columns.
-
-    Reads COCO's text form itself, because pycocotools neither gives the lengths nor checks them.
-    """
-    counts = rle["counts"]
-    text = np.frombuffer(counts.encode("ascii") if isinstance(counts, str) else counts, dtype=np.uint8)
-    codes = text.astype(np.int64) - 48
-    is_last = (codes & 0x20) == 0
-    number = np.cumsum(is_last) - is_last
-    starts = np.flatnonzero(np.concatenate([[True], is_last[:-1]])) if len(codes) else np.zeros(0, np.int64)
-    digit = np.arange(len(codes)) - starts[number] if len(starts) else number
-    # Seven digits of five bits hold every 32-bit length; longer ones are garbage and must not overflow.
-    values = np.bincount(number, (codes & 0x1F) * 32.0 ** np.minimum(digit, 8)) if len(codes) else np.zeros(0)
-    negative = is_last & ((codes & 0x10) != 0)
-    values[number[negative]] -= 32.0 ** (np.minimum(digit[negative], 8) + 1)
-    lengths = values.astype(np.int64)
-    # From the fourth number on each is stored as its difference to the one two places before.
-    for first in (1, 2):
-        lengths[first::2] = np.cumsum(lengths[first::2])
-    return lengths

@@ -12,13 +12,14 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from pycocotools import mask as coco_mask
 
 from polarmask import official, walk
-from polarmask.decode import ContourRule, contour_rles, rays_to_contours, truncated_rles
+from polarmask.decode import ContourRule, contour_rles, rays_to_contours
 from polarmask.official import OfficialContours, degree_bin_rays, find_contours
 from polarmask.rays import MAX_PAIRS, NO_HIT_PX
 from polarmask.targets import TargetRule, polar_targets
 from polarmask.walk import WalkedContours, walked_center
 from segzoo.geometry.components import largest_parts
 from segzoo.geometry.masks import mask_boxes
+from segzoo.geometry.polygons import truncated_rles
 from segzoo.geometry.rle import encode_masks
 from segzoo.geometry.runs import find_runs
 from segzoo.modeling.fcos.locations import compute_locations

@@ -13,9 +13,11 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from segzoo.export.plan import ExportPlan
 from segzoo.modeling.fcos.assign import assign_batch, box_distances
 from segzoo.modeling.fcos.check import check_fcos
 from segzoo.modeling.fcos.decode import DecodeRule, detect_boxes, output_scale
+from segzoo.modeling.fcos.export import export_plan
 from segzoo.modeling.fcos.head import FCOSHead, FCOSMaps, exp_size
 from segzoo.modeling.fcos.locations import Locations, compute_locations, flatten_levels, map_sizes
 from segzoo.modeling.fcos.losses import box_centerness, centerness_loss, focal_loss, iou_loss
@@ -183,3 +185,7 @@ class FCOS(nn.Module):
         """(N, 3, H, W) normalised images, padded to the size divisibility -> the raw maps of every level."""
         features = self.backbone(images)
         return self.head([features[name] for name in self.in_features])
+
+    def export_plan(self) -> ExportPlan:
+        """How this model is exported, see `segzoo.modeling.fcos.export`."""
+        return export_plan(self)
