@@ -16,7 +16,7 @@ def render_markdown(comparison: Comparison) -> str:
     parts.append("## Notes")
     notes = collect_notes(comparison)
     lines = [f"- {f'**{_one_line(title)}:** ' if title else ''}{_one_line(note)}" for title, note in notes]
-    parts.append("\n".join(lines) or "None.")
+    parts.append("\n".join(lines) or "There are no notes.")
     return "\n\n".join(parts) + "\n"
 
 
