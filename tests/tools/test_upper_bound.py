@@ -46,6 +46,14 @@ def test_iou_only_measures_no_ap_and_methods_are_chosen(json_file: str, tmp_path
     assert "segm" not in report["rows"][0]
 
 
+def test_processes_are_as_many_as_this_one_may_use_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {3, 5, 6}, raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    assert upper_bound.build_argument_parser().parse_args(["--annotations", "a.json"]).workers == 3
+    monkeypatch.delattr("os.sched_getaffinity")
+    assert upper_bound.usable_cores() == 64
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
