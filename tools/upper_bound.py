@@ -42,9 +42,17 @@ def build_argument_parser() -> argparse.ArgumentParser:
         help="size at which maps of stride 4 and box masks are made: the recipes', or the image's own",
     )
     add("--iou-only", action="store_true", help="no AP, which takes most of the time")
-    add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes; default: one a core")
+    add("--workers", type=int, default=usable_cores(), metavar="N", help="processes; default: one a core")
     add("--json", action="store_true", help="print one JSON object as the last line")
     return parser
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on, which containers and batch systems make fewer than the machine's."""
+    # Linux alone can tell before Python 3.13.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def run(args: argparse.Namespace) -> dict:

@@ -20,6 +20,7 @@ from projects.upper_bound.inputs import (
 )
 from projects.upper_bound.objects import ImageObjects
 from projects.upper_bound.rows import Row
+from projects.upper_bound.shapes import shape_shares
 from segzoo.data.augmentation import Resize
 from segzoo.geometry.masks import mask_boxes
 from segzoo.geometry.paste import paste_as_rle
@@ -32,6 +33,7 @@ LEAST_PROBABILITY = 1e-3
 BUDGET_MB = 64.0
 # Side of a small mask: twice MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION.
 BOX_MASK_SIZE = 28
+BOX_MASK_METHOD, BINARY = "Mask R-CNN, MaskFCOS", "binary as its targets"
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,16 @@ class CutMapGroup:
                 threshold=MASK_THRESHOLD,
                 budget_mb=BUDGET_MB,
             )
-            found.put(places, inner.to_image(own))
+            found.offer(places, inner.to_image(own))
         return [found]
 
 
 @dataclass(frozen=True)
 class BoxMaskGroup:
-    """The binary targets of the mask branch, pasted as its probabilities.
+    """Small masks of probabilities, pasted into their boxes: the share of each cell, and the branch's binary targets.
+
+    A branch is trained towards targets of 0 and 1, but where it cannot tell it learns the share of the cell, and it may
+    say either: the first row has the better of both.
 
     resize: into the network's input; None = the image's own size.
     """
@@ -77,17 +82,29 @@ class BoxMaskGroup:
 
     @property
     def rows(self) -> list[Row]:
-        """One."""
-        title = f"{BOX_MASK_SIZE} x {BOX_MASK_SIZE} mask in the box"
-        return [Row("Mask R-CNN, MaskFCOS", title, describe_input(self.resize), {"mask_size": BOX_MASK_SIZE})]
+        """The better of both, and the binary targets alone."""
+        title, described = f"{BOX_MASK_SIZE} x {BOX_MASK_SIZE} mask in the box", describe_input(self.resize)
+        return [
+            Row(BOX_MASK_METHOD, title, described, {"mask_size": BOX_MASK_SIZE, "values": "best"}),
+            Row(
+                BOX_MASK_METHOD,
+                f"{title}, {BINARY}",
+                described,
+                {"mask_size": BOX_MASK_SIZE, "values": "binary"},
+                is_method=False,
+            ),
+        ]
 
     def masks(self, image: ImageObjects) -> list[MaskList]:
-        """The masks of an image's objects."""
-        inner, found = network_input(image.size, self.resize), MaskList(image)
+        """The masks of an image's objects, row by row."""
+        inner, best, binary = network_input(image.size, self.resize), MaskList(image), MaskList(image)
         scale = output_scale(inner.size, inner.output_size, torch.device("cpu")).repeat(2)
         for masks, places in draw_in_chunks(image, inner):
             boxes = mask_boxes(masks)
+            shares = shape_shares(masks, boxes, BOX_MASK_SIZE)
             targets = SharedMasks(masks).crop_and_resize(boxes, BOX_MASK_SIZE).float()
-            own = paste_as_rle(targets, boxes * scale, inner.output_size, budget_mb=BUDGET_MB)
-            found.put(places, inner.to_image(own))
-        return [found]
+            for values, target in ((shares, best), (targets, binary)):
+                own = paste_as_rle(values, boxes * scale, inner.output_size, budget_mb=BUDGET_MB)
+                target.offer(places, inner.to_image(own))
+        best.offer_all(binary)
+        return [best, binary]

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from fvcore.transforms.transform import NoOpTransform, TransformList
+from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from projects import get_cfg
@@ -119,16 +120,31 @@ def draw_in_chunks(image: ImageObjects, inner: NetworkInput) -> Iterator[Drawn]:
 
 
 class MaskList:
-    """The masks of an image's M objects, which come in any order; empty where none comes."""
+    """The best masks of an image's M objects of all that are offered, in any order; empty where none is.
+
+    What a network has to say for a mask is not always known, and a bound needs the best of it: several answers may be
+    tried. rles: M compressed run lengths. ious: (M,) their IoU with the objects.
+    """
 
     def __init__(self, image: ImageObjects) -> None:
-        self.size = image.size
+        self.truth = image.rles
         self.rles = [empty_rle(*image.size)] * len(image.rles)
+        self.ious = np.zeros(len(image.rles))
 
-    def put(self, places: Tensor, masks: RLEMasks) -> None:
-        """The masks of the objects at (m,) places."""
+    def offer(self, places: Tensor, masks: RLEMasks) -> None:
+        """Masks of the objects at (m,) places; each stays if it is better than all before."""
         for place, rle in zip(places.tolist(), masks.rles, strict=True):
-            self.rles[place] = rle
+            # One by one: of all pairs of an image only these matter.
+            self._offer(place, rle, float(coco_mask.iou([rle], [self.truth[place]], [0])[0, 0]))
+
+    def offer_all(self, other: MaskList) -> None:
+        """The masks of another list of the same image: this one's representation can show whatever that one's can."""
+        for place, (rle, iou) in enumerate(zip(other.rles, other.ious, strict=True)):
+            self._offer(place, rle, iou)
+
+    def _offer(self, place: int, rle: dict, iou: float) -> None:
+        if iou > self.ious[place]:
+            self.rles[place], self.ious[place] = rle, iou
 
 
 def logits_of(shares: Tensor, least_probability: float) -> Tensor:

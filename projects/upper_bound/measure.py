@@ -27,6 +27,7 @@ import torch
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from projects.upper_bound.boundaries import boundaries_of, boundary_ious
 from projects.upper_bound.objects import DataSet, ImageObjects
 from projects.upper_bound.rows import Group, Row
 from segzoo.errors import SegZooError
@@ -125,33 +126,37 @@ def measure_image(
 ) -> tuple[np.ndarray, list[list[dict]]]:
     """(Z, M) IoU of every object in every row; Z lists of detections as in a COCO results file, or none.
 
-    Detections are ranked by their IoU, the best ranking that a method could give them.
+    Detections have a score for each of AP_TYPES, the IoU that it measures: the best ranking that a method could give
+    them.
     """
     ious, detections = [], []
+    edges = boundaries_of(image.rles) if keeps_masks else []
     for group in groups:
         for masks in group.masks(image):
-            # One by one: of all pairs of an image only these matter.
-            pairs = zip(masks.rles, image.rles, strict=True)
-            own = [float(coco_mask.iou([found], [true], [0])[0, 0]) for found, true in pairs]
-            ious.append(own)
+            ious.append(masks.ious)
             if keeps_masks:
-                columns = zip(masks.rles, own, image.categories.tolist(), strict=True)
+                scores = (masks.ious.tolist(), boundary_ious(masks.rles, edges, masks.ious).tolist())
+                columns = zip(masks.rles, image.categories.tolist(), *scores, strict=True)
                 detections.append([_detection(image.image_id, *column) for column in columns])
     return np.array(ious).reshape(len(ious), len(image.rles)), detections
 
 
-def _detection(image_id: int, rle: dict, score: float, category_id: int) -> dict[str, Any]:
+def _detection(image_id: int, rle: dict, category_id: int, *scores: float) -> dict[str, Any]:
     text = {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
+    ranks = dict(zip(AP_TYPES, scores, strict=True))
     area = float(coco_mask.area(rle))
-    return {"image_id": image_id, "category_id": category_id, "score": score, "segmentation": text, "area": area}
+    return {"image_id": image_id, "category_id": category_id, "segmentation": text, "area": area, "scores": ranks}
 
 
 def score_row(truth_file: Path, file: Path) -> dict[str, dict[str, float]]:
-    """AP_TYPES of one row's detections, by the project's evaluation."""
+    """AP_TYPES of one row's detections, each ranked by its own scores, by the project's evaluation."""
     with file.open(encoding="utf-8") as stream:
         detections = [one for line in stream for one in json.loads(line)]
-    truth = _truth(truth_file)
-    return {kind: coco_metrics(truth, detections, kind, "faster") for kind in AP_TYPES}
+    truth, metrics = _truth(truth_file), {}
+    for kind in AP_TYPES:
+        ranked = [{**one, "score": one["scores"][kind]} for one in detections]
+        metrics[kind] = coco_metrics(truth, ranked, kind, "faster")
+    return metrics
 
 
 @functools.lru_cache(maxsize=1)

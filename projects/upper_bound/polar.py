@@ -21,7 +21,7 @@ from segzoo.geometry.rle import RLEMasks
 
 METHOD = "PolarMask"
 # Centre of the rays, and the parts of a mask that they are cast to: the two of figure 7, and what other parts add.
-KINDS = (("mass", "largest"), ("box", "largest"), ("mass", "all"))
+KINDS = (("mass", "largest"), ("box", "largest"), ("mass", "all"), ("box", "all"))
 
 
 @dataclass(frozen=True)
@@ -61,5 +61,5 @@ class PolarGroup:
                 points = own.centers_px if is_mass else (boxes[:, :2] + boxes[:, 2:]) / 2
                 rays = cast_to_sides(own.sides, points, owners, int(row.settings["rays"]))
                 rles = contour_rles(rays_to_contours(points, rays), image.size, ContourRule())
-                target.put(places, RLEMasks(rles, image.size))
+                target.offer(places, RLEMasks(rles, image.size))
         return found

@@ -1,8 +1,9 @@
 """CenterMask's representation: S x S shapes in boxes, times a saliency at stride 4 that is right everywhere.
 
-The paper trains the product of both, so that what each has to be is not written down. Where an edge runs through a cell
-of both maps, the product of the two shares of that cell would be far too small; here each is the root of its share, and
-the product is the share where the two agree. Alone, a map holds its shares.
+The paper trains the product of both, so that what each has to be is not written down. Several answers are tried, and
+each object has the best: one of the two alone, the other being 1 in the box, with the share of each cell that is set,
+plain or moved so that half a cell lies on the threshold; and both together, each the root of its moved share, as an
+edge that runs through cells of both would have a product of shares that is far too small.
 
 Shape shorthand: M objects of an image, m of a chunk, S side of a shape, k classes of the image, H, W of the
 stride-4 map.
@@ -10,6 +11,8 @@ stride-4 map.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,6 +38,7 @@ from projects.upper_bound.objects import ImageObjects
 from projects.upper_bound.rows import Row
 from segzoo.data.augmentation import Resize
 from segzoo.geometry.masks import mask_boxes
+from segzoo.geometry.rle import RLEMasks
 from segzoo.geometry.soft_masks import soft_masks
 
 METHOD = "CenterMask"
@@ -56,39 +60,53 @@ class ShapeGroup:
 
     @property
     def rows(self) -> list[Row]:
-        """Every S with the saliency and alone, and the saliency alone."""
+        """Every S with the saliency; to explain it, every S alone and the saliency alone."""
         described = describe_input(self.resize)
         shaped = [
-            Row(METHOD, f"S = {side}, {what}", described, {"shape_size": side, "what": what})
+            Row(METHOD, f"S = {side}, {what}", described, {"shape_size": side, "what": what}, is_method=what == BOTH)
             for what in (BOTH, SHAPE)
             for side in self.sides
         ]
-        return [*shaped, Row(METHOD, SALIENCY, described, {"what": SALIENCY})]
+        return [*shaped, Row(METHOD, SALIENCY, described, {"what": SALIENCY}, is_method=False)]
 
     def masks(self, image: ImageObjects) -> list[MaskList]:
         """The masks of an image's objects, row by row."""
-        inner, rows = network_input(image.size, self.resize), self.rows
-        found = [MaskList(image) for _ in rows]
+        inner = network_input(image.size, self.resize)
+        both, alone = ([MaskList(image) for _ in self.sides] for _ in (BOTH, SHAPE))
+        saliency_alone = MaskList(image)
         channels = torch.from_numpy(np.unique(image.categories, return_inverse=True)[1])
         unions = perfect_saliency(image, inner, channels)
         for masks, places in draw_in_chunks(image, inner):
             objects = _targets(masks, channels[places], inner)
-            boxes = objects.boxes * MAP_STRIDE
             kept = places[objects.order]
-            for row, target in zip(rows, found, strict=True):
-                what = row.settings["what"]
-                shapes, saliency = None, None if what == SHAPE else unions
-                if what != SALIENCY:
-                    shapes = shape_shares(masks[objects.order], boxes, int(row.settings["shape_size"]))
-                own = assemble_masks(
-                    *(*_logits(shapes, saliency), boxes, channels[kept]),
-                    input_size=inner.size,
-                    output_size=inner.output_size,
-                    threshold=settings_of("CENTERMASK").MASK_THRESH,
-                    budget_mb=BUDGET_MB,
-                )
-                target.put(kept, inner.to_image(own))
-        return found
+            boxes = objects.boxes * MAP_STRIDE
+            decode = functools.partial(_decode, boxes, channels[kept], inner)
+            for logits in logits_alone(unions):
+                saliency_alone.offer(kept, decode(None, logits))
+            for side, with_saliency, without in zip(self.sides, both, alone, strict=True):
+                shapes = shape_shares(masks[objects.order], boxes, side)
+                for logits in logits_alone(shapes):
+                    without.offer(kept, decode(logits, None))
+                with_saliency.offer(kept, decode(root_logits(shapes), root_logits(unions)))
+        for with_saliency, without in zip(both, alone, strict=True):
+            # With the other map at 1 everywhere, each alone is a case of both.
+            with_saliency.offer_all(without)
+            with_saliency.offer_all(saliency_alone)
+        return [*both, *alone, saliency_alone]
+
+
+def _decode(
+    boxes: Tensor, channels: Tensor, inner: NetworkInput, shapes: Tensor | None, saliency: Tensor | None
+) -> RLEMasks:
+    """Masks at the image's size, from logits."""
+    found = assemble_masks(
+        *(shapes, saliency, boxes, channels),
+        input_size=inner.size,
+        output_size=inner.output_size,
+        threshold=_threshold(),
+        budget_mb=BUDGET_MB,
+    )
+    return inner.to_image(found)
 
 
 def perfect_saliency(image: ImageObjects, inner: NetworkInput, channels: Tensor) -> Tensor:
@@ -109,11 +127,19 @@ def _targets(masks: Tensor, classes: Tensor, inner: NetworkInput) -> Objects:
     return collect_objects([sample], (size[0] // MAP_STRIDE, size[1] // MAP_STRIDE), len(masks))[0]
 
 
-def _logits(shapes: Tensor | None, saliency: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Logits of shares, or of their roots where both are there."""
-    power = 1.0 if shapes is None or saliency is None else 0.5
-    first, second = (None if x is None else logits_of(x**power, LEAST_PROBABILITY) for x in (shapes, saliency))
-    return first, second
+def _threshold() -> float:
+    return settings_of("CENTERMASK").MASK_THRESH
+
+
+def logits_alone(shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of shares; and moved, so that half a cell is as probable as the threshold asks for."""
+    plain = logits_of(shares, LEAST_PROBABILITY)
+    return plain, plain + math.log(_threshold() / (1 - _threshold()))
+
+
+def root_logits(shares: Tensor) -> Tensor:
+    """Logits of the roots of moved shares: the product of two that agree is the moved share."""
+    return logits_of(logits_alone(shares)[1].sigmoid().sqrt(), LEAST_PROBABILITY)
 
 
 def shape_shares(masks: Tensor, boxes: Tensor, side: int) -> Tensor:

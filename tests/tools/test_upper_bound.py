@@ -24,11 +24,11 @@ def test_upper_bound_prints_and_writes_all_of_every_row(json_file: str, tmp_path
     report = json.loads(printed.splitlines()[-1])
     assert json.loads((output / "report.json").read_text()) == report
     assert [row["method"] for row in report["rows"]] == [
-        *["PolarMask"] * 6,
+        *["PolarMask"] * 8,
         *["CenterMask"] * 3,
-        *["OrienMask"] * 2,
+        *["OrienMask"] * 12,
         "FCOSIS",
-        "Mask R-CNN, MaskFCOS",
+        *["Mask R-CNN, MaskFCOS"] * 2,
     ]
     for row in report["rows"]:
         assert 0.5 < row["mean_iou"] <= 1
@@ -42,8 +42,16 @@ def test_iou_only_measures_no_ap_and_methods_are_chosen(json_file: str, tmp_path
     arguments = ["--annotations", json_file, "--output", str(tmp_path), "--workers", "1", "--iou-only", "--json"]
     assert upper_bound.main([*arguments, "--methods", "fcosis", "box_masks", "--input", "image"]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert [row["input"] for row in report["rows"]] == ["the image's own size"] * 2
+    assert [row["input"] for row in report["rows"]] == ["the image's own size"] * 3
     assert "segm" not in report["rows"][0]
+
+
+def test_processes_are_as_many_as_this_one_may_use_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {3, 5, 6}, raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    assert upper_bound.build_argument_parser().parse_args(["--annotations", "a.json"]).workers == 3
+    monkeypatch.delattr("os.sched_getaffinity")
+    assert upper_bound.usable_cores() == 64
 
 
 @pytest.mark.parametrize(

@@ -13,23 +13,34 @@ from pycocotools import mask as coco_mask
 from projects import get_cfg
 from projects.upper_bound import inputs
 from projects.upper_bound.choice import METHODS, RAYS, SHAPE_SIZES, choose_groups
-from projects.upper_bound.cut_maps import BOX_MASK_SIZE, BoxMaskGroup, CutMapGroup
-from projects.upper_bound.inputs import CENTERED, SHORTEST_EDGE, WARPED, draw_in_chunks, draw_objects, network_input
-from projects.upper_bound.orientation import (
-    ALONE,
-    SHARED,
-    OrientationGroup,
-    paint_and_read,
-    released_rule,
-    stride_4_maps,
+from projects.upper_bound.cut_maps import BINARY, BOX_MASK_SIZE, BoxMaskGroup, CutMapGroup
+from projects.upper_bound.inputs import (
+    CENTERED,
+    SHORTEST_EDGE,
+    WARPED,
+    MaskList,
+    draw_in_chunks,
+    draw_objects,
+    network_input,
 )
+from projects.upper_bound.orientation import ALONE, RELEASED, SHARED, WRITTEN, OrientationGroup
 from projects.upper_bound.polar import PolarGroup
 from projects.upper_bound.rows import Group
-from projects.upper_bound.shapes import BOTH, SALIENCY, SHAPE, ShapeGroup, cell_weights, perfect_saliency, shape_shares
+from projects.upper_bound.shapes import (
+    BOTH,
+    SALIENCY,
+    SHAPE,
+    ShapeGroup,
+    cell_weights,
+    logits_alone,
+    perfect_saliency,
+    root_logits,
+    shape_shares,
+)
 from segzoo.config import merge_config
 from segzoo.data.augmentation import build_resize
 from segzoo.errors import ConfigError
-from tests.orienmask.objects import instances_of
+from segzoo.geometry.rle import RLEMasks, encode_masks
 from tests.projects.upper_bound.drawn import SIZE, blobs, disc, image_of, ious_of, rectangle
 
 
@@ -87,6 +98,18 @@ def test_a_shape_with_a_cell_a_pixel_gives_the_mask_back() -> None:
     assert iou == 1.0
 
 
+def test_half_a_cell_lies_on_the_threshold_alone_and_in_the_product() -> None:
+    threshold = get_cfg().MODEL.CENTERMASK.MASK_THRESH
+    half = torch.tensor([0.5])
+    plain, moved = (logits.sigmoid().item() for logits in logits_alone(half))
+    assert (plain, moved) == (pytest.approx(0.5), pytest.approx(threshold))
+    assert root_logits(half).sigmoid().item() ** 2 == pytest.approx(threshold)
+    inside, outside = (root_logits(torch.tensor([share])).sigmoid().item() for share in (1.0, 0.0))
+    # A network's probabilities end somewhere, far beyond the threshold.
+    assert inside**2 > 0.99
+    assert inside * outside < 0.1
+
+
 def test_saliency_alone_holds_both_of_a_class_and_shapes_tell_them_apart() -> None:
     ring = disc((160, 120), 90) & ~disc((160, 120), 60)
     inner = disc((160, 120), 40)
@@ -94,6 +117,7 @@ def test_saliency_alone_holds_both_of_a_class_and_shapes_tell_them_apart() -> No
     other = results(ShapeGroup([48], None), [ring, inner], [3, 7])
     assert same[SALIENCY][0] < 0.8
     assert other[SALIENCY][0] > 0.9
+    assert other[f"S = 48, {SHAPE}"][0] < other[f"S = 48, {BOTH}"][0]
     assert same[f"S = 48, {BOTH}"][0] > 0.9
     # What shapes alone give does not depend on classes.
     assert same[f"S = 48, {SHAPE}"] == other[f"S = 48, {SHAPE}"]
@@ -108,46 +132,6 @@ def test_saliency_does_not_depend_on_the_portions(monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(perfect_saliency(image, inner, channels), whole)
 
 
-def test_stride_4_maps_equal_the_slow_oracle() -> None:
-    from orienmask.orientation import orientation_targets
-    from orienmask.targets import assign_anchors
-
-    rule, size = released_rule(), (96, 128)
-    masks = [disc((50, 40), 20, size), disc((60, 50), 14, size), disc((100, 70), 8, size)]
-    instances = instances_of(masks, size)
-    objects = assign_anchors([instances], [(size[0] // step, size[1] // step) for step in rule.strides], rule)
-    targets = orientation_targets(objects, [instances], size, len(rule.anchors_px), rule)
-    expected = np.zeros((len(rule.anchors_px), 2, size[0] // 4, size[1] // 4))
-    for pair, anchor in enumerate(targets.anchor.tolist()):
-        has_target = (targets.is_positive | targets.is_negative)[pair].numpy()
-        for row, column in np.ndindex(size[0] // 4, size[1] // 4):
-            cell = np.s_[4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
-            if has_target[cell].any():
-                vectors = targets.vectors[:, pair].numpy()[:, *cell][:, has_target[cell]]
-                expected[anchor, :, row, column] = vectors.mean(axis=1)
-    found = stride_4_maps(targets, len(rule.anchors_px))
-    np.testing.assert_allclose(found.view(-1, 2, *found.shape[1:]).numpy(), expected, atol=1e-5)
-
-
-def test_objects_of_one_anchor_that_overlap_lose_pixels_that_they_have_alone() -> None:
-    first, second = disc((150, 120), 50), disc((185, 120), 52)
-    ious = results(OrientationGroup(None), [first, second])
-    assert min(ious[ALONE]) > 0.93
-    # The smaller one is painted last and keeps what both have.
-    assert ious[SHARED][1] < ious[ALONE][1] - 0.1
-    apart = results(OrientationGroup(None), [disc((80, 120), 50), disc((240, 120), 52)])
-    np.testing.assert_allclose(apart[SHARED], apart[ALONE], atol=0.01)
-
-
-def test_orientation_masks_belong_to_the_objects_they_are_named_for() -> None:
-    masks = [disc((50, 60), 12), disc((200, 120), 70), disc((60, 180), 30)]
-    drawn = draw_objects(image_of(masks), network_input(SIZE, WARPED))
-    order, found = paint_and_read(drawn.masks, network_input(SIZE, WARPED))
-    assert order.tolist() == [1, 2, 0]
-    for place, rle in zip(order.tolist(), found.rles, strict=True):
-        assert ious_of([rle], [masks[place]])[0] > 0.8
-
-
 def test_a_map_cut_by_the_box_never_leaves_it() -> None:
     mask = rectangle(80, 60, 40, 80)
     found = CutMapGroup(None).masks(image_of([mask]))[0]
@@ -159,9 +143,54 @@ def test_a_map_cut_by_the_box_never_leaves_it() -> None:
 
 def test_a_box_of_28_pixels_gives_its_mask_back() -> None:
     mask = rectangle(40, 60, 28, 28) & ~disc((48, 66), 5)
-    found = BoxMaskGroup(None).masks(image_of([mask]))[0]
     assert BOX_MASK_SIZE == 28
-    assert ious_of(found.rles, [mask]) == [1.0]
+    for ious in results(BoxMaskGroup(None), [mask]).values():
+        assert ious == [1.0]
+
+
+def test_box_masks_of_shares_hold_more_of_large_objects_than_binary_ones() -> None:
+    title = "28 x 28 mask in the box"
+    ious = results(BoxMaskGroup(None), [disc((160, 120), 100), disc((100, 100), 60) | rectangle(90, 90, 150, 20)])
+    for best, binary in zip(ious[title], ious[f"{title}, {BINARY}"], strict=True):
+        assert best > binary + 0.01
+        assert best > 0.99
+    assert [row.is_method for row in BoxMaskGroup(None).rows] == [True, False]
+
+
+def test_a_list_keeps_the_best_of_what_is_offered() -> None:
+    masks = [disc((60, 60), 30), rectangle(100, 100, 40, 20)]
+    image, found, other = image_of(masks), MaskList(image_of(masks)), MaskList(image_of(masks))
+    half = rectangle(100, 100, 20, 20)
+    found.offer(torch.tensor([1]), RLEMasks(encode_masks(half[None]), SIZE))
+    assert found.ious.tolist() == [0.0, pytest.approx(0.5)]
+    # Nothing in common is no better than nothing.
+    found.offer(torch.tensor([0]), RLEMasks(encode_masks(half[None]), SIZE))
+    assert coco_mask.area(found.rles[0]) == 0
+    other.offer(
+        torch.tensor([0, 1]), RLEMasks([image.rles[0], encode_masks(rectangle(100, 100, 9, 20)[None])[0]], SIZE)
+    )
+    found.offer_all(other)
+    assert found.ious.tolist() == [1.0, pytest.approx(0.5)]
+    assert ious_of(found.rles, masks) == found.ious.tolist()
+
+
+@pytest.mark.parametrize("is_recipe", [True, False])
+def test_no_object_loses_by_what_a_representation_may_say_more(is_recipe: bool) -> None:
+    masks = blobs(8, seed=8)
+    image = image_of(masks, [3, 7, 3, 3, 7, 3, 7, 3])
+    centered, warped, edge = (resize if is_recipe else None for resize in (CENTERED, WARPED, SHORTEST_EDGE))
+
+    def ious(group: Group) -> dict[str, np.ndarray]:
+        return {row.title: one.ious for row, one in zip(group.rows, group.masks(image), strict=True)}
+
+    shapes, maps, boxes = ious(ShapeGroup([16, 32], centered)), ious(OrientationGroup(warped)), ious(BoxMaskGroup(edge))
+    for side in (16, 32):
+        assert (shapes[f"S = {side}, {BOTH}"] >= shapes[f"S = {side}, {SHAPE}"]).all()
+        assert (shapes[f"S = {side}, {BOTH}"] >= shapes[SALIENCY]).all()
+    assert (maps[ALONE] >= maps[SHARED]).all()
+    assert (maps[SHARED] >= maps[WRITTEN]).all()
+    title = "28 x 28 mask in the box"
+    assert (boxes[title] >= boxes[f"{title}, {BINARY}"]).all()
 
 
 @pytest.mark.parametrize("is_recipe", [True, False])
@@ -186,7 +215,7 @@ def test_objects_without_a_pixel_in_the_input_come_back_empty() -> None:
     image, inner = image_of(masks), network_input(size, WARPED)
     kept = draw_objects(image, inner).places.tolist()
     assert 0 < len(kept) < len(masks)
-    (shared,) = OrientationGroup(WARPED, with_alone=False).masks(image)
+    shared = OrientationGroup(WARPED, ((SHARED, RELEASED),)).masks(image)[0]
     areas = np.array([coco_mask.area(rle) for rle in shared.rles])
     assert (areas[[place for place in range(6) if place not in kept]] == 0).all()
 

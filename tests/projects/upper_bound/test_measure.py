@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from projects.upper_bound.cut_maps import BoxMaskGroup
+from projects.upper_bound.inputs import MaskList
 from projects.upper_bound.measure import AP_TYPES, SIZES, Measured, bounded_map, measure, measure_image
 from projects.upper_bound.measure import _pool as make_pool
-from projects.upper_bound.objects import DataSet, read_data_set
+from projects.upper_bound.objects import DataSet, ImageObjects, read_data_set
 from projects.upper_bound.polar import PolarGroup
-from projects.upper_bound.rows import Group
+from projects.upper_bound.rows import Group, Row
 from segzoo.errors import SegZooError
-from tests.projects.upper_bound.drawn import annotation, blobs, write_json
+from segzoo.evaluation.metrics import BOUNDARY_SHARE
+from segzoo.geometry.rle import RLEMasks, encode_masks
+from tests.projects.upper_bound.drawn import SIZE, annotation, blobs, disc, image_of, rectangle, write_json
 
 GROUPS: tuple[Group, ...] = (PolarGroup([8, 36]), BoxMaskGroup(None))
 
@@ -66,6 +71,63 @@ def test_ap_is_the_share_of_objects_above_each_threshold(data: DataSet) -> None:
         assert measured.metrics[row.name]["segm"]["AP"] == pytest.approx(100 * np.mean(precisions), abs=1e-6)
         assert set(measured.metrics[row.name]) == set(AP_TYPES)
         assert measured.metrics[row.name]["boundary"]["AP"] <= measured.metrics[row.name]["segm"]["AP"] + 1e-9
+
+
+def test_each_ap_is_ranked_by_its_own_iou() -> None:
+    """Of two objects the one with the better mask has the worse edge: neither order is best for both."""
+    masks = [disc((80, 120), 60), rectangle(200, 100, 30, 30)]
+    large, small = disc((80, 120), 54), rectangle(200, 100, 30, 22)
+    image = image_of(masks)
+    rows = _Given([large, small])
+    ious, detections = measure_image((rows,), True, image)
+    scores = [one["scores"] for one in detections[0]]
+    assert [one["segm"] for one in scores] == pytest.approx(ious[0].tolist())
+    assert scores[0]["segm"] > scores[1]["segm"]
+    assert scores[0]["boundary"] < scores[1]["boundary"]
+    for one, found, true in zip(scores, (large, small), masks, strict=True):
+        assert one["boundary"] == pytest.approx(min(one["segm"], slow_boundary_iou(found, true)))
+
+
+def slow_boundary_iou(found: np.ndarray, true: np.ndarray) -> float:
+    """Of the pixels of each mask less than the width away from a pixel beside it, the image's border counted."""
+    width = max(1, round(BOUNDARY_SHARE * np.hypot(*SIZE)))
+    edges = []
+    for mask in (found, true):
+        padded = np.pad(mask, width)
+        inner = np.ones_like(mask)
+        for y, x in np.ndindex(2 * width + 1, 2 * width + 1):
+            inner &= padded[y : y + SIZE[0], x : x + SIZE[1]]
+        edges.append(mask & ~inner)
+    return float((edges[0] & edges[1]).sum() / (edges[0] | edges[1]).sum())
+
+
+def test_boundary_ap_is_the_share_of_objects_above_each_threshold(tmp_path: Path) -> None:
+    """As mask AP: ranked by the IoU that it measures, all that are right come before all that are wrong."""
+    masks = [disc((80, 120), 60), rectangle(200, 100, 30, 30), disc((280, 60), 25)]
+    found = [disc((80, 120), 54), rectangle(200, 100, 30, 22), disc((280, 60), 24)]
+    data = read_data_set([write_json(tmp_path / "a.json", [annotation(mask, 10) for mask in masks])])
+    group = _Given(found)
+    own = np.array([one["scores"]["boundary"] for one in measure_image((group,), True, data.images()[0])[1][0]])
+    shares = [np.mean(own >= threshold) for threshold in np.arange(0.5, 0.96, 0.05).round(2)]
+    expected = [np.mean(np.linspace(0, 1, 101) <= share + 1e-9) * (share > 0) for share in shares]
+    measured = measure(data, [group], num_workers=0)
+    assert measured.metrics["Given: given"]["boundary"]["AP"] == pytest.approx(100 * np.mean(expected), abs=1e-6)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A representation that gives back what it was told to."""
+
+    found: list[np.ndarray]
+
+    @property
+    def rows(self) -> list[Row]:
+        return [Row("Given", "given", "own")]
+
+    def masks(self, image: ImageObjects) -> list[MaskList]:
+        masks = MaskList(image)
+        masks.offer(torch.arange(len(self.found)), RLEMasks(encode_masks(np.stack(self.found)), image.size))
+        return [masks]
 
 
 def test_processes_give_the_same_as_none(data: DataSet) -> None:
