@@ -11,6 +11,7 @@ import logging
 import random
 import signal
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import cv2
@@ -74,7 +75,7 @@ class TrainLoader:
         )
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        for batch in _naming_lost_workers(_torch_loader(self._dataset, self._stream, self._num_workers, self.seed)):
+        for batch in _batches_of(_torch_loader(self._dataset, self._stream, self._num_workers, self.seed)):
             for sample in batch:
                 if isinstance(sample, DatasetError):
                     raise sample
@@ -157,7 +158,7 @@ class TestLoader:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        for batch in _naming_lost_workers(_torch_loader(self._dataset, self.batches, self._num_workers, seed=0)):
+        for batch in _batches_of(_torch_loader(self._dataset, self.batches, self._num_workers, seed=0)):
             for sample in batch:
                 if isinstance(sample, DatasetError):
                     raise sample
@@ -270,22 +271,54 @@ def _torch_loader(dataset: Dataset, batches: Iterable[list], num_workers: int, s
     )
 
 
-def _naming_lost_workers(loader: DataLoader) -> Iterator[list]:
-    """The batches of a loader.
+def _batches_of(loader: DataLoader) -> Iterator[list]:
+    """The batches of a loader; raises as `naming_lost_workers` does."""
+    with naming_lost_workers():
+        yield from loader
+
+
+@contextmanager
+def naming_lost_workers() -> Iterator[None]:
+    """Says what is to be done about a worker that was killed, by a lack of memory more often than not.
+
+    torch raises wherever the program happens to be when the system tells of the worker's end; a batch that was just
+    being handed over breaks off with an error of the connection, before or instead.
 
     Raises:
-        WorkerError: a worker was killed, by a lack of memory more often than not.
+        WorkerError: a worker was killed.
     """
     try:
-        yield from loader
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+        yield
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        reason = _lost_worker(error)
+        if reason is None:
             raise
         raise WorkerError(
-            f"a process that loads samples has ended before its time: {str(error).splitlines()[0]}",
+            f"a process that loads samples has ended before its time: {reason}",
             "mostly memory has run out: lower DATALOADER.NUM_WORKERS or INPUT.MAX_INSTANCES, or give more shared "
             "memory (docker run --shm-size 4g); then go on with --resume",
         ) from error
+
+
+def _lost_worker(error: BaseException | None) -> str | None:
+    """The words for a lost worker of an error or of one that it came from; None where it is about something else."""
+    reason = None
+    while error is not None:
+        text = str(error)
+        if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
+            return text.splitlines()[0]
+        if isinstance(error, ConnectionError | EOFError) and _is_of_multiprocessing(error):
+            reason = f"{type(error).__name__}: {text}"
+        error = error.__cause__ or error.__context__
+    return reason
+
+
+def _is_of_multiprocessing(error: BaseException) -> bool:
+    """Whether it was raised between processes, and not by a file or a network."""
+    trace, name = error.__traceback__, ""
+    while trace is not None:
+        name, trace = trace.tb_frame.f_globals.get("__name__", ""), trace.tb_next
+    return name.startswith("multiprocessing.")
 
 
 def _allow_many_open_files() -> None:

@@ -19,6 +19,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventStorage, TensorboardXWriter
 from torch.nn.parallel import DistributedDataParallel
 
+from segzoo.data.loader import naming_lost_workers
 from segzoo.engine.checkpoint import (
     periodic_name,
     persistent_buffers,
@@ -117,7 +118,7 @@ class Trainer(TrainerBase):
         """
         start = self.iter = self.start_iter
         logger.info("Training iterations %d to %d on %s", start, self.max_iter, device_text(self.device))
-        with self._stop.watching(), EventStorage(start) as self.storage:
+        with self._stop.watching(), naming_lost_workers(), EventStorage(start) as self.storage:
             try:
                 if start < self.max_iter:
                     self._start_loader()

@@ -17,7 +17,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
-from segzoo.data.loader import build_test_loader
+from segzoo.data.loader import build_test_loader, naming_lost_workers
 from segzoo.data.registration import load_metadata
 from segzoo.evaluation.coco import CocoEvaluator
 from segzoo.evaluation.lvis import LvisEvaluator
@@ -58,7 +58,7 @@ def evaluate(
     evaluator = build_evaluator(cfg, dataset_name, output_dir)
     # Distributed wrappers synchronise buffers in forward, which hangs when ranks have unequal numbers of batches.
     network = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    with _eval_mode(network), torch.no_grad():
+    with _eval_mode(network), torch.no_grad(), naming_lost_workers():
         speed = _predict(network, data_loader, evaluator, dataset_name)
     comm.synchronize()
     results = evaluator.evaluate()

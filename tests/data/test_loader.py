@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 from collections.abc import Iterable
 from itertools import islice
@@ -17,11 +18,12 @@ from segzoo.data.loader import (
     build_test_loader,
     build_train_loader,
     micro_batch_size,
+    naming_lost_workers,
     orientation_groups,
     training_dicts,
 )
 from segzoo.data.sampler import TrainingStream, batches_of_equal_size, share_of_rank
-from segzoo.errors import ConfigError, DatasetError
+from segzoo.errors import ConfigError, DatasetError, WorkerError
 
 
 def take(stream: Iterable, count: int) -> list:
@@ -309,3 +311,32 @@ def test_test_loader_bad_image_is_named(mixed_folder: Any, cfg: CfgNode) -> None
     (mixed_folder.root / "3.png").write_bytes(b"")
     with pytest.raises(DatasetError, match=r"3\.png is empty"):
         list(build_test_loader(cfg, "test_set"))
+
+
+def lost_worker_chain() -> BaseException:
+    """What comes of a worker that is killed while it hands a batch over, and of its end, told of a moment later."""
+    try:
+        try:
+            raise ConnectionResetError(104, "Connection reset by peer")
+        except ConnectionResetError:
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. \nmore")  # noqa: B904
+    except RuntimeError as error:
+        return error
+
+
+@pytest.mark.parametrize("error", [lost_worker_chain(), RuntimeError("DataLoader worker (pid 7) is killed by signal")])
+def test_naming_lost_workers_wherever_torch_raises(error: BaseException) -> None:
+    with pytest.raises(WorkerError, match=r"DataLoader worker \(pid 7\) is killed by signal.*NUM_WORKERS") as caught:
+        with naming_lost_workers():
+            raise error
+    assert "more" not in caught.value.message
+
+
+def test_naming_lost_workers_knows_a_connection_between_processes_from_any_other() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    theirs.close()
+    with pytest.raises(WorkerError, match="EOFError"), naming_lost_workers():
+        ours.recv()
+    for error in (ConnectionResetError("a download"), EOFError("a file"), RuntimeError("out of memory")):
+        with pytest.raises(type(error)), naming_lost_workers():
+            raise error

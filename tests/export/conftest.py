@@ -15,7 +15,6 @@ from filelock import FileLock
 
 from projects.speed import fill_with_detections, prepare_untrained
 from segzoo.engine.predictor import Predictor
-from tests.contract.conftest import give_extent
 from tests.contract.toys import toy_config
 
 # One of each decoder and of each kind of second graph; FCOS's network is also PolarMask's and FCOSIS's.
@@ -39,7 +38,6 @@ def build_toy(name: str, *options: object) -> Predictor:
     """A random model of tests/contract/toys.py whose images are full of detections."""
     torch.manual_seed(1)
     predictor = Predictor(toy_config(name, *OPTIONS, *options))
-    give_extent(predictor.model)
     images = [make_image(size, seed) for seed, size in enumerate(IMAGE_SIZES)]
     prepare_untrained(predictor, images[0])
     fill_with_detections(predictor, images)
