@@ -21,3 +21,19 @@ def check_equal(found: Detections, expected: Instances, *, score: float = 1e-4, 
     union = (ours | theirs).sum(axis=(1, 2))
     overlap = (ours & theirs).sum(axis=(1, 2))
     assert (overlap >= iou * union).all()
+
+
+def check_alike(found: Detections, expected: Instances, threshold: float, *, score: float = 1e-3) -> None:
+    """As `check_equal`, for random models whose scores nearly tie: of equal scores either may come first, and what lies
+    within `score` of the threshold, or of the worst of as many as are allowed, may be missing.
+    """
+    assert found.image_size == expected.image_size
+    theirs = (expected.scores.numpy(), expected.pred_classes.numpy(), expected.pred_boxes.tensor.numpy())
+    ours = (found.scores, found.classes, found.boxes)
+    least = max([threshold, *(float(scores.min()) for scores, *_ in (ours, theirs) if len(scores))]) + score
+    for one, other in ((ours, theirs), (theirs, ours)):
+        sure = one[0] > least
+        assert sure.any()
+        for value, number, box in zip(one[0][sure], one[1][sure], one[2][sure], strict=True):
+            is_it = (np.abs(other[0] - value) < score) & (other[1] == number)
+            assert (is_it & np.isclose(other[2], box, rtol=1e-4, atol=1e-2).all(axis=1)).any()
