@@ -36,4 +36,5 @@ def check_alike(found: Detections, expected: Instances, threshold: float, *, sco
         assert sure.any()
         for value, number, box in zip(one[0][sure], one[1][sure], one[2][sure], strict=True):
             is_it = (np.abs(other[0] - value) < score) & (other[1] == number)
-            assert (is_it & np.isclose(other[2], box, rtol=1e-4, atol=1e-2).all(axis=1)).any()
+            # A tenth of a pixel: random sizes are exponentials of large numbers.
+            assert (is_it & (np.abs(other[2] - box) < 0.1).all(axis=1)).any()
