@@ -23,18 +23,29 @@ def check_equal(found: Detections, expected: Instances, *, score: float = 1e-4, 
     assert (overlap >= iou * union).all()
 
 
-def check_alike(found: Detections, expected: Instances, threshold: float, *, score: float = 1e-3) -> None:
+def check_alike(
+    found: Detections, expected: Instances, threshold: float, *, score: float = 1e-3, iou: float = 0.0
+) -> None:
     """As `check_equal`, for random models whose scores nearly tie: of equal scores either may come first, and what lies
     within `score` of the threshold, or of the worst of as many as are allowed, may be missing.
     """
     assert found.image_size == expected.image_size
     theirs = (expected.scores.numpy(), expected.pred_classes.numpy(), expected.pred_boxes.tensor.numpy())
     ours = (found.scores, found.classes, found.boxes)
+    has_masks = found.masks is not None
+    assert has_masks == expected.has("pred_masks")
+    masks = (found.bool_masks(), expected.pred_masks.to_tensor().numpy()) if has_masks else None
     least = max([threshold, *(float(scores.min()) for scores, *_ in (ours, theirs) if len(scores))]) + score
-    for one, other in ((ours, theirs), (theirs, ours)):
+    for turn, (one, other) in enumerate(((ours, theirs), (theirs, ours))):
         sure = one[0] > least
         assert sure.any()
-        for value, number, box in zip(one[0][sure], one[1][sure], one[2][sure], strict=True):
+        for place in np.flatnonzero(sure):
+            value, number, box = (values[place] for values in one)
             is_it = (np.abs(other[0] - value) < score) & (other[1] == number)
             # A tenth of a pixel: random sizes are exponentials of large numbers.
-            assert (is_it & (np.abs(other[2] - box) < 0.1).all(axis=1)).any()
+            is_it &= (np.abs(other[2] - box) < 0.1).all(axis=1)
+            assert is_it.any()
+            if masks is not None:
+                own, candidates = masks[turn][place], masks[1 - turn][is_it]
+                overlap, union = (own & candidates).sum(axis=(1, 2)), (own | candidates).sum(axis=(1, 2))
+                assert (overlap >= iou * union).any()
